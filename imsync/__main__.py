@@ -1,0 +1,5 @@
+"""`python -m imsync`."""
+
+from imsync.cli import main
+
+main()

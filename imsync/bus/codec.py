@@ -1,0 +1,148 @@
+"""Bytes to events and back: one CloudEvents 1.0 JSON object per entry.
+
+JSON only, a size cap before parsing, and no class is ever looked up by a name from the message: the reader
+declares what it reads, and everything else is a `DataError`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC
+from functools import lru_cache
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, from_json
+
+from imsync.bus.event import Event
+from imsync.errors import DataError
+
+MAX_BODY_BYTES = 64 * 1024
+"""Larger bodies are refused before they are parsed, by publishers and readers alike."""
+
+SEQUENCE_DIGITS = 19
+"""`sequence` is zero-padded to the digits of 2**63 - 1: the CloudEvents extension wants it to sort as text
+(https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/sequence.md)."""
+
+_REQUIRED = {"event_id": "id", "occurred_at": "time", "source": "source"}
+_SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
+
+E = TypeVar("E", bound=Event)
+
+
+@lru_cache(maxsize=256)
+def _head(event_class: type[Event], source: str) -> bytes:
+    """The part of the envelope that is the same for every event of a class and a source."""
+    if not _SOURCE.fullmatch(source):
+        raise DataError("invalid", "a source has 1 to 256 characters, without control characters")
+    constants = {"specversion": "1.0", "type": event_class.event_type, "source": source}
+    return json.dumps(constants, separators=(",", ":"))[:-1].encode() + b',"id":"'
+
+
+def encode(event: Event, *, source: str) -> bytes:
+    """The wire form of an event.
+
+    Args:
+        event: an instance of a subclass that declares a type.
+        source: the CloudEvents source to use when the event names none.
+
+    Raises:
+        DataError: the class declares no type, the source or a value cannot be written (such as a lone
+            surrogate in an unconstrained text), or the result is larger than `MAX_BODY_BYTES`.
+    """
+    if not event.event_type:
+        raise DataError("untyped", f"{type(event).__name__} declares no event type")
+    try:
+        # UTC for every reader, and because RFC 3339 has no offsets with seconds
+        time = event.occurred_at.astimezone(UTC).isoformat(timespec="microseconds")[:-6]
+        data = event.__pydantic_serializer__.to_json(event, by_alias=True)
+    except (OverflowError, PydanticSerializationError) as error:
+        raise DataError("invalid", f"{type(event).__name__} has a value that JSON cannot carry") from error
+    envelope = f'{event.event_id}","time":"{time}Z"'
+    if (subject := event.subject()) is not None:
+        envelope += f',"subject":{json.dumps(subject)}'
+    if (sequence := event.sequence()) is not None:
+        envelope += f',"sequence":"{sequence:0{SEQUENCE_DIGITS}d}"'
+    if event.traceparent is not None:
+        envelope += f',"traceparent":{json.dumps(event.traceparent)}'
+    body = b'%b%b,"data":%b}' % (_head(type(event), event.source or source), envelope.encode(), data)
+    if len(body) > MAX_BODY_BYTES:
+        raise DataError("too_large", f"event of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
+    return body
+
+
+class _ByType:
+    """Chooses the event class by the envelope's `type`, inside the compiled validator: one pass per entry."""
+
+    def __init__(self, events: Mapping[str, type[Event]]) -> None:
+        self.events = events
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        by_type = core_schema.tagged_union_schema(
+            {name: handler.generate_schema(event) for name, event in self.events.items()},
+            discriminator="type",
+        )
+        return core_schema.tagged_union_schema({"1.0": by_type}, discriminator="specversion")
+
+
+class Decoder(Generic[E]):
+    """Reads the events that somebody declared, and nothing else.
+
+    Args:
+        events: the event classes to read; no two may declare the same type.
+        ignore: types to pass over silently. Any other type is a `DataError`.
+    """
+
+    def __init__(self, events: Sequence[type[E]], ignore: Collection[str] = ()) -> None:
+        by_type = {event.event_type: event for event in events}
+        if not events or len(by_type) != len(events) or "" in by_type:
+            raise ValueError("declare at least one event class, each with a type of its own")
+        if overlap := by_type.keys() & set(ignore):
+            raise ValueError(f"declared and ignored at once: {', '.join(sorted(overlap))}")
+        self.ignore = frozenset(ignore)
+        # called per entry: a batch joined into one array would let a crafted entry shift its neighbours
+        self._validate = TypeAdapter(Annotated[Any, _ByType(by_type)]).validator.validate_json
+
+    def decode(self, body: bytes) -> E | None:
+        """The event in `body`, or None when its type is one to ignore.
+
+        Raises:
+            DataError: with reason `too_large`, `bad_json`, `unknown_type` or `invalid`.
+        """
+        if len(body) > MAX_BODY_BYTES:
+            raise DataError("too_large", f"entry of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
+        try:
+            event: E = self._validate(body, by_alias=True, by_name=False)
+        except ValidationError as error:
+            refusal = _explain(error)
+            if refusal.reason == "unknown_type":
+                kind = from_json(body)["type"]
+                if not isinstance(kind, str):
+                    raise DataError("invalid", "type: Input should be a valid string") from None
+                if kind in self.ignore:
+                    return None
+            raise refusal from None
+        # the constructor's defaults must not stand in for what a message left out; null is the same as absent
+        if event.source is None or not _REQUIRED.keys() <= event.model_fields_set:
+            present = event.model_fields_set - ({"source"} if event.source is None else set())
+            missing = ", ".join(wire for name, wire in _REQUIRED.items() if name not in present)
+            raise DataError("invalid", f"the envelope lacks {missing}")
+        return event
+
+
+def _explain(error: ValidationError) -> DataError:
+    """A pydantic error as a `DataError`: the place and the rule, never the input."""
+    first = error.errors(include_url=False, include_input=False, include_context=True)[0]
+    kind = first["type"]
+    if kind == "json_invalid":
+        return DataError("bad_json", first["msg"])
+    if kind == "union_tag_invalid" and first["ctx"]["discriminator"] == "'type'":
+        return DataError("unknown_type", "an event type that this reader does not declare")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return DataError("invalid", f"no CloudEvents 1.0 envelope: bad or missing {first['ctx']['discriminator']}")
+    # after the two tags, `data` and a declared field; deeper parts may be keys of a mapping, which are input
+    where = ".".join(str(part) for part in first["loc"][2:4]) or "the envelope"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return DataError("invalid", f"{where}: {first['msg']}{more}")

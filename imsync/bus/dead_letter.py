@@ -1,0 +1,65 @@
+"""Dead letters: entries that can never be applied, kept whole with the reason, one stream per group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from imsync.bus.handler import Rejected
+from imsync.bus.stream import Entry, Fields, Letter
+
+RAW = b"raw."
+"""What the original entry's field names are prefixed with."""
+
+
+def letter(rejected: Rejected, entry: Entry, group: str, consumer: str, deliveries: int) -> Letter:
+    """The dead letter for an entry: why, who, how often, and the raw bytes."""
+    about = {
+        "reason": rejected.outcome.reason,
+        "message": rejected.outcome.message,
+        "group": group,
+        "consumer": consumer,
+        "deliveries": str(deliveries),
+        "source_id": entry.id,
+        "event_id": str(rejected.event.event_id) if rejected.event else "",
+        "dead_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    fields = {name.encode(): value.encode(errors="replace") for name, value in about.items()}
+    return Letter(entry.id, fields | {RAW + name: value for name, value in entry.fields.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRecord:
+    """A dead letter as read back. `raw` holds the original entry's fields."""
+
+    id: str
+    reason: str
+    message: str
+    group: str
+    consumer: str
+    deliveries: int
+    source_id: str
+    event_id: str
+    dead_at: str
+    raw: Fields
+
+
+def read(entry: Entry) -> DeadLetterRecord:
+    """The dead letter in an entry of a dead-letter stream."""
+    fields = entry.fields
+
+    def text(name: str) -> str:
+        return fields.get(name.encode(), b"").decode(errors="replace")
+
+    return DeadLetterRecord(
+        id=entry.id,
+        reason=text("reason"),
+        message=text("message"),
+        group=text("group"),
+        consumer=text("consumer"),
+        deliveries=int(text("deliveries") or 0),
+        source_id=text("source_id"),
+        event_id=text("event_id"),
+        dead_at=text("dead_at"),
+        raw={name[len(RAW) :]: value for name, value in fields.items() if name.startswith(RAW)},
+    )

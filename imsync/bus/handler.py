@@ -1,0 +1,69 @@
+"""What a consumer hands over and what it expects back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from imsync.bus.event import Event
+from imsync.bus.outcome import DeadLetter, Outcome
+
+E = TypeVar("E", bound=Event)
+E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
+E_co = TypeVar("E_co", bound=Event, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[E_co]):
+    """One delivered event.
+
+    Args:
+        event: the decoded event.
+        entry_id: its id in the stream. Not the identity of the event (that is `event.event_id`): an event that
+            was published twice has two.
+    """
+
+    event: E_co
+    entry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A delivery that becomes a dead letter. `event` is None when it could not be decoded."""
+
+    event: Event | None
+    entry_id: str
+    outcome: DeadLetter
+
+
+class Handler(Protocol[E_contra]):
+    """Applies events. Any object with this method will do."""
+
+    def apply(self, batch: Sequence[Received[E_contra]], /) -> Sequence[Outcome]:
+        """Makes the effects of a batch durable and returns one outcome for each delivery, in the same order.
+
+        When it returns, every `Ack` must be committed: the consumer acknowledges next. Deliveries may repeat
+        and may come in any order.
+
+        Raises:
+            InfrastructureError: a server or a disk is in trouble. Nothing is acknowledged, and the batch comes
+                again, however often it takes.
+            Exception: anything else. The deliveries are then tried one by one, so that only the bad one fails.
+        """
+        ...
+
+
+@runtime_checkable
+class SettlementLog(Protocol):
+    """What a handler may offer besides: it records every settled event in the transaction of its effect, so that
+    repeats change nothing and the accounting closes.
+    """
+
+    def record_dead(self, dead: Sequence[Rejected], /) -> None:
+        """Records that these deliveries become dead letters, durably, before they do. May repeat."""
+        ...
+
+    def record_lost(self, entry_ids: Sequence[str], /) -> None:
+        """Records that these entries were trimmed before they could be applied, durably. May repeat."""
+        ...

@@ -1,0 +1,63 @@
+"""The names of every Redis key that imsync touches, and the rule for names that people choose.
+
+All keys of one destination share a hash tag, so that one MULTI over them works in a Redis Cluster
+(https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from imsync.errors import UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it may be used as a group, consumer, destination or prefix.
+
+    Raises:
+        UsageError: it is empty, longer than 64 characters, holds other characters than `A-Z a-z 0-9 . _ : -`,
+            or is the word STREAMS, which XREADGROUP's syntax gives a meaning.
+    """
+    if not _NAME.fullmatch(name) or name.upper() == "STREAMS":
+        raise UsageError(
+            f"bad {what} name {name[:80]!a}",
+            "use 1 to 64 of A-Z a-z 0-9 . _ : - (and not the word STREAMS)",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one destination.
+
+    Args:
+        prefix: what every key starts with, so that several systems can share one Redis.
+        destination: the logical topic, as events name it.
+    """
+
+    prefix: str
+    destination: str
+
+    def __post_init__(self) -> None:
+        check_name("prefix", self.prefix)
+        check_name("destination", self.destination)
+
+    @property
+    def _tag(self) -> str:
+        return f"{self.prefix}:{{{self.destination}}}"
+
+    @property
+    def stream(self) -> str:
+        """The stream that carries the events."""
+        return f"{self._tag}:stream"
+
+    def dead(self, group: str) -> str:
+        """The stream of a group's dead letters."""
+        return f"{self._tag}:dead:{group}"
+
+    def alive(self, group: str, consumer: str) -> str:
+        """The heartbeat of one consumer: present while it lives, expired soon after it dies."""
+        return f"{self._tag}:alive:{group}:{consumer}"

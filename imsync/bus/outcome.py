@@ -1,0 +1,56 @@
+"""What became of one delivery, as a value: a handler says it, the consumer settles it in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+
+class Effect(StrEnum):
+    """What an acknowledged delivery did to the handler's state."""
+
+    APPLIED = "applied"
+    """The event took effect."""
+    SUPERSEDED = "superseded"
+    """A newer version had been applied already, so this one changed nothing."""
+    DUPLICATE = "duplicate"
+    """This very event had been settled before, so the repeat changed nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The delivery is done, and its effect is committed. The entry is acknowledged."""
+
+    effect: Effect = Effect.APPLIED
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The handler failed on this event and wants it again later.
+
+    Args:
+        error: one line that says what failed.
+    """
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """The event can never be applied. It moves to the group's dead letters.
+
+    Args:
+        reason: a short stable word, such as `invalid`, `unknown_type` or `max_attempts`.
+        message: one line that says what is wrong.
+    """
+
+    reason: str
+    message: str
+
+
+Outcome: TypeAlias = Ack | Retry | DeadLetter
+
+APPLIED = Ack(Effect.APPLIED)
+SUPERSEDED = Ack(Effect.SUPERSEDED)
+DUPLICATE = Ack(Effect.DUPLICATE)

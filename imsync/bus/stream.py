@@ -1,0 +1,325 @@
+"""The stream commands: the only module that issues `X…`, in the form that Redis 6.2 understands.
+
+Every reply becomes a frozen dataclass, every error one of imsync's. Nothing here retries.
+https://redis.io/docs/latest/commands/?group=stream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from redis import exceptions as redis_errors
+
+from imsync.bus.connection import as_imsync_error, translated
+from imsync.errors import ImsyncError
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+FIELD: Final = b"event"
+"""The one field of an entry."""
+
+Fields = Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a stream. Its `fields` are empty when it was trimmed or deleted while it was pending."""
+
+    id: str
+    fields: Fields
+
+    @property
+    def body(self) -> bytes | None:
+        """The event's bytes; None when the entry has no such field."""
+        return self.fields.get(FIELD)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEntry:
+    """An entry that was delivered and not yet acknowledged."""
+
+    id: str
+    consumer: str
+    idle_ms: int
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSummary:
+    """The pending entries of a group: how many, the oldest id, and how many each consumer holds."""
+
+    count: int
+    oldest_id: str | None
+    by_consumer: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A consumer group. `lag` is None where the server cannot tell it (always on 6.2)."""
+
+    name: str
+    consumers: int
+    pending: int
+    last_delivered_id: str
+    lag: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerInfo:
+    """A consumer as the server remembers it, alive or not. `idle_ms`: since it last asked for anything."""
+
+    name: str
+    pending: int
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream. The ids are None when it is empty; `last_generated_id` outlives the entries."""
+
+    length: int
+    first_id: str | None
+    last_id: str | None
+    last_generated_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter to be written: the id of the entry that it replaces, and the fields to keep."""
+
+    source_id: str
+    fields: Fields
+
+
+def id_parts(entry_id: str) -> tuple[int, int]:
+    """An entry id as numbers that compare as Redis orders them: (unix milliseconds, sequence)."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def following(entry_id: str) -> str:
+    """The exclusive form of a range's start: everything after this id."""
+    return f"({entry_id}"
+
+
+class Stream:
+    """The commands on one stream.
+
+    Args:
+        client: a client whose read timeout is longer than any BLOCK asked of it.
+        key: the stream's key.
+        where: what error messages call the server.
+    """
+
+    def __init__(self, client: Redis, key: str, where: str = "the server") -> None:
+        self.key = key
+        self.where = where
+        self._client: Any = client
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def append(self, body: bytes) -> str:
+        """XADD one event; its entry id."""
+        with translated(self.where):
+            entry_id: bytes = self._client.xadd(self.key, {FIELD: body})
+        return entry_id.decode()
+
+    def append_many(self, bodies: Sequence[bytes]) -> list[str | ImsyncError]:
+        """XADD many events in one round trip: for each its entry id, or the error the server answered with.
+
+        Raises:
+            RedisUnreachable: the connection broke; any number of them may have been written.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        for body in bodies:
+            pipeline.execute_command("XADD", self.key, "*", FIELD, body)
+        with translated(self.where):
+            replies = pipeline.execute(raise_on_error=False)
+        return [
+            as_imsync_error(reply, self.where) if isinstance(reply, redis_errors.RedisError) else reply.decode()
+            for reply in replies
+        ]
+
+    def acknowledge(self, group: str, ids: Sequence[str]) -> int:
+        """XACK; how many were pending until now."""
+        with translated(self.where):
+            return int(self._client.xack(self.key, group, *ids)) if ids else 0
+
+    def bury(self, group: str, dead_key: str, letters: Sequence[Letter]) -> None:
+        """Moves entries to the dead letters: XADD there and XACK here, in one MULTI.
+
+        A plain pair would lose the entry under `maxmemory noeviction`, where XADD fails and XACK works.
+        """
+        transaction = self._client.pipeline(transaction=True)
+        for letter in letters:
+            transaction.xadd(dead_key, dict(letter.fields))
+        transaction.xack(self.key, group, *(letter.source_id for letter in letters))
+        with translated(self.where):
+            transaction.execute()
+
+    # ── groups ───────────────────────────────────────────────────────────────────────────────────────
+
+    def create_group(self, group: str, start: str = "0") -> bool:
+        """XGROUP CREATE MKSTREAM; False when it exists. The default start reads all that the stream holds."""
+        with translated(self.where):
+            try:
+                self._client.xgroup_create(self.key, group, start, mkstream=True)
+            except redis_errors.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+                return False
+        return True
+
+    def delete_consumer(self, group: str, consumer: str) -> int:
+        """XGROUP DELCONSUMER; how many pending entries were dropped with it, for good."""
+        with translated(self.where):
+            return int(self._client.xgroup_delconsumer(self.key, group, consumer))
+
+    def groups(self) -> list[GroupInfo]:
+        """XINFO GROUPS; empty when there is no stream."""
+        with translated(self.where):
+            return [
+                GroupInfo(
+                    name=row["name"].decode(),
+                    consumers=row["consumers"],
+                    pending=row["pending"],
+                    last_delivered_id=row["last-delivered-id"].decode(),
+                    lag=row.get("lag"),
+                )
+                for row in self._info("xinfo_groups", self.key) or ()
+            ]
+
+    def consumers(self, group: str) -> list[ConsumerInfo]:
+        """XINFO CONSUMERS."""
+        with translated(self.where):
+            return [
+                ConsumerInfo(row["name"].decode(), row["pending"], row["idle"])
+                for row in self._client.xinfo_consumers(self.key, group)
+            ]
+
+    def info(self) -> StreamInfo | None:
+        """XINFO STREAM; None when there is no stream."""
+        with translated(self.where):
+            reply = self._info("xinfo_stream", self.key)
+        if reply is None:
+            return None
+        first, last = reply["first-entry"], reply["last-entry"]
+        return StreamInfo(
+            length=reply["length"],
+            first_id=first[0].decode() if first else None,
+            last_id=last[0].decode() if last else None,
+            last_generated_id=reply["last-generated-id"].decode(),
+        )
+
+    def _info(self, command: str, *args: str) -> Any:
+        try:
+            return getattr(self._client, command)(*args)
+        except redis_errors.ResponseError as error:
+            if str(error).lower().startswith("no such key"):
+                return None
+            raise
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    def read_new(self, group: str, consumer: str, count: int, block_ms: int | None = None) -> list[Entry]:
+        """XREADGROUP `>`: entries that no consumer of the group was given yet, at most `count`.
+
+        Args:
+            block_ms: how long to wait for the first one, in milliseconds; None does not wait.
+        """
+        return self._read_group(group, consumer, ">", count, block_ms)
+
+    def read_own(self, group: str, consumer: str, after: str, count: int) -> list[Entry]:
+        """XREADGROUP with an id: what this consumer holds unacknowledged, after the id. Raises the delivery
+        counters.
+        """
+        return self._read_group(group, consumer, after, count, None)
+
+    def _read_group(self, group: str, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
+        with translated(self.where):
+            reply = self._client.xreadgroup(group, consumer, {self.key: start}, count=count, block=block_ms)
+        return _entries(reply[0][1]) if reply else []
+
+    def range(self, start: str = "-", end: str = "+", count: int | None = None) -> list[Entry]:
+        """XRANGE: the entries between two ids, both included (`following(id)` excludes one)."""
+        with translated(self.where):
+            return _entries(self._client.xrange(self.key, start, end, count=count))
+
+    def length(self) -> int:
+        """XLEN; 0 when there is no stream."""
+        with translated(self.where):
+            return int(self._client.xlen(self.key))
+
+    # ── pending entries ──────────────────────────────────────────────────────────────────────────────
+
+    def pending_summary(self, group: str) -> PendingSummary:
+        """XPENDING without a range."""
+        with translated(self.where):
+            reply = self._client.xpending(self.key, group)
+        oldest = reply["min"]
+        return PendingSummary(
+            count=reply["pending"],
+            oldest_id=oldest.decode() if oldest else None,
+            by_consumer={row["name"].decode(): row["pending"] for row in reply["consumers"]},
+        )
+
+    def pending(
+        self,
+        group: str,
+        *,
+        count: int,
+        start: str = "-",
+        end: str = "+",
+        consumer: str | None = None,
+        min_idle_ms: int = 0,
+    ) -> list[PendingEntry]:
+        """XPENDING with a range: at most `count` pending entries in the order of their ids."""
+        with translated(self.where):
+            rows = self._client.xpending_range(
+                self.key, group, start, end, count, consumername=consumer, idle=min_idle_ms or None
+            )
+        return [
+            PendingEntry(
+                id=row["message_id"].decode(),
+                consumer=row["consumer"].decode(),
+                idle_ms=row["time_since_delivered"],
+                deliveries=row["times_delivered"],
+            )
+            for row in rows
+        ]
+
+    def claim(self, group: str, consumer: str, ids: Sequence[str], min_idle_ms: int) -> list[Entry]:
+        """XCLAIM: makes the consumer the owner of those that are still pending and idle for so long.
+
+        An id that is not among those returned was acknowledged, claimed by somebody else, or trimmed.
+        """
+        if not ids:
+            return []
+        with translated(self.where):
+            rows = self._client.xclaim(self.key, group, consumer, min_idle_ms, list(ids))
+        # Redis 6.2 answers (nil, nil) for a trimmed entry, later versions leave it out
+        return _entries(row for row in rows if row[0] is not None)
+
+    def keep(self, group: str, consumer: str, ids: Sequence[str], min_idle_ms: int) -> list[str]:
+        """XCLAIM JUSTID: resets the idle time of what the consumer holds, without raising the delivery counters.
+
+        Args:
+            min_idle_ms: must not be 0: a stalled consumer that resumes would steal its former entries back.
+        """
+        if not ids:
+            return []
+        with translated(self.where):
+            rows = self._client.xclaim(self.key, group, consumer, min_idle_ms, list(ids), justid=True)
+        return [row.decode() for row in rows]
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """XDEL; how many there were."""
+        with translated(self.where):
+            return int(self._client.xdel(self.key, *ids)) if ids else 0
+
+
+def _entries(rows: Any) -> list[Entry]:
+    return [Entry(entry_id.decode(), fields or {}) for entry_id, fields in rows]

@@ -1,0 +1,97 @@
+"""Taking over what the dead hold, and leaving alone what the living hold."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from imsync.bus.keys import Keys
+from imsync.bus.liveness import remaining_ms
+from imsync.bus.stream import Entry, Stream
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+POLL_SECONDS = 0.05
+
+
+class TakeOver:
+    """Claims entries of consumers without a heartbeat.
+
+    Args:
+        client: the client of the consumer that takes over.
+        name: that consumer.
+        heartbeat_ms: its heartbeat's interval. Entries idle for less than half of it are left alone, so that two
+            survivors do not take the same entries from each other.
+    """
+
+    def __init__(self, client: Redis, stream: Stream, keys: Keys, group: str, name: str, heartbeat_ms: int) -> None:
+        self._client = client
+        self._stream = stream
+        self._keys = keys
+        self._group = group
+        self._name = name
+        self._heartbeat_ms = heartbeat_ms
+
+    def take(self, count: int) -> tuple[list[Entry], list[str]]:
+        """Claims at most `count` entries.
+
+        Returns:
+            The entries, and the ids of those found to be trimmed while they were pending.
+        """
+        for holder, left in self._others().items():
+            if left or count == 0:
+                continue
+            pending = self._stream.pending(self._group, consumer=holder, count=count)
+            entries, lost = claim_all(
+                self._stream,
+                self._group,
+                self._name,
+                [entry.id for entry in pending],
+                self._heartbeat_ms // 2,
+            )
+            if entries or lost:
+                return entries, lost
+        return [], []
+
+    def any_dead_soon(self, stop: threading.Event) -> bool:
+        """Whether entries are held by a consumer that is dead, or that dies while this waits.
+
+        A heartbeat that is renewed proves life, one that expires proves death; either takes at most as long as a
+        heartbeat lasts.
+        """
+        seen: dict[str, int] = {}
+        while others := self._others():
+            if 0 in others.values():
+                stop.wait(self._heartbeat_ms / 2000)
+                return not stop.is_set()
+            renewed = {name for name, left in others.items() if left > seen.get(name, left)}
+            doubtful = others.keys() - renewed
+            if not doubtful or stop.is_set():
+                return False
+            seen = {name: min(left, seen.get(name, left)) for name, left in others.items()}
+            if renewed:
+                seen |= dict.fromkeys(renewed, 0)  # proven once is enough
+            stop.wait(POLL_SECONDS)
+        return False
+
+    def _others(self) -> dict[str, int]:
+        """The other consumers that hold entries, with the milliseconds that each heartbeat has left."""
+        holders = self._stream.pending_summary(self._group).by_consumer.keys() - {self._name}
+        return dict(remaining_ms(self._client, self._keys, self._group, sorted(holders), self._stream.where))
+
+
+def claim_all(
+    stream: Stream, group: str, consumer: str, ids: list[str], min_idle_ms: int
+) -> tuple[list[Entry], list[str]]:
+    """Claims these pending entries.
+
+    Returns:
+        The entries that are the consumer's now, and the ids that no longer exist in the stream: lost.
+    """
+    if not ids:
+        return [], []
+    entries = stream.claim(group, consumer, ids, min_idle_ms)
+    missing = set(ids) - {entry.id for entry in entries}
+    lost = [entry_id for entry_id in sorted(missing) if not stream.range(entry_id, entry_id, count=1)]
+    return entries, lost
