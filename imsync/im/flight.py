@@ -1,0 +1,54 @@
+"""What is on its way to a group, as `verify` asks it."""
+
+from __future__ import annotations
+
+from imsync.bus.stream import Stream, following, id_parts
+from imsync.errors import GroupMissing
+
+_PAGE = 5000
+
+
+class GroupFlight:
+    """The undelivered and pending entries of a group. An instance of `imsync.im.verify.Flight`."""
+
+    def __init__(self, stream: Stream, group: str) -> None:
+        self._stream = stream
+        self._group = group
+        self._last_delivered = (0, 0)
+        self._first: tuple[int, int] | None = None
+        self._pending: set[str] = set()
+
+    def refresh(self) -> None:
+        """Looks at the group: first how far it was given entries, then what it holds. An entry that is neither
+        undelivered nor pending was then settled before this returns.
+        """
+        groups = {info.name: info.last_delivered_id for info in self._stream.groups()}
+        self._last_delivered = id_parts(groups.get(self._group, "0-0"))
+        self._pending = self._pending_ids()
+        info = self._stream.info()
+        self._first = id_parts(info.first_id) if info and info.first_id else None
+
+    def is_undelivered(self, entry_id: str) -> bool:
+        """Whether the group was not given this entry when last looked at."""
+        return id_parts(entry_id) > self._last_delivered
+
+    def is_pending(self, entry_id: str) -> bool:
+        """Whether a consumer held it when last looked at."""
+        return entry_id in self._pending
+
+    def is_trimmed(self, entry_id: str) -> bool:
+        """Whether the stream began after this entry when last looked at."""
+        return self._first is None or id_parts(entry_id) < self._first
+
+    def _pending_ids(self) -> set[str]:
+        ids: set[str] = set()
+        start = "-"
+        while True:
+            try:
+                page = self._stream.pending(self._group, start=start, count=_PAGE)
+            except GroupMissing:
+                return ids
+            ids.update(entry.id for entry in page)
+            if len(page) < _PAGE:
+                return ids
+            start = following(page[-1].id)

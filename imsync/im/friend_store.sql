@@ -1,0 +1,53 @@
+-- name: schema
+-- One row per direction: what user_id sees of friend_id. friend_nick_name and friend_head_image are copies of the
+-- friend's profile. remark_nick_name is user_id's own name for the friend; events never touch it.
+-- Clustered by the friend, whose event rewrites all these rows.
+CREATE TABLE im_friend (
+    friend_id         INTEGER NOT NULL,
+    user_id           INTEGER NOT NULL,
+    friend_nick_name  TEXT NOT NULL,
+    friend_head_image TEXT NOT NULL,
+    remark_nick_name  TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (friend_id, user_id)
+) WITHOUT ROWID;
+CREATE INDEX im_friend_user ON im_friend (user_id);
+
+-- name: write_copies
+UPDATE im_friend SET friend_nick_name = ?, friend_head_image = ? WHERE friend_id = ?;
+
+-- name: join
+-- Copies from the replica in the statement that makes the row; empty until the friend's first event is applied.
+INSERT INTO im_friend (friend_id, user_id, friend_nick_name, friend_head_image, remark_nick_name)
+SELECT input.friend_id, input.user_id, coalesce(r.nick_name, ''), coalesce(r.head_image, ''), ?
+FROM (SELECT ? AS friend_id, ? AS user_id) AS input
+LEFT JOIN user_profile_replica AS r ON r.user_id = input.friend_id
+WHERE true
+ON CONFLICT (friend_id, user_id) DO UPDATE SET
+    friend_nick_name = excluded.friend_nick_name, friend_head_image = excluded.friend_head_image;
+
+-- name: load_friend
+INSERT INTO im_friend (friend_id, user_id, friend_nick_name, friend_head_image, remark_nick_name)
+SELECT user_id, ?, nick_name, head_image, ? FROM user_profile_replica WHERE user_id = ?;
+
+-- name: states
+-- Ids come from the replica and from the rows, so that a row without a replica is seen too.
+SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
+       coalesce(r.head_image, ''), count(f.user_id),
+       total(f.friend_nick_name <> coalesce(r.nick_name, '') OR f.friend_head_image <> coalesce(r.head_image, ''))
+FROM (
+    SELECT user_id FROM (
+        SELECT user_id FROM user_profile_replica WHERE user_id > ?1
+        UNION SELECT friend_id FROM im_friend WHERE friend_id > ?1
+        ORDER BY user_id LIMIT ?2
+    )
+) AS ids
+LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
+LEFT JOIN im_friend AS f ON f.friend_id = ids.user_id
+GROUP BY ids.user_id ORDER BY ids.user_id;
+
+-- name: friends
+SELECT friend_id, friend_nick_name, friend_head_image, remark_nick_name FROM im_friend
+WHERE user_id = ? ORDER BY friend_id;
+
+-- name: totals
+SELECT count(*) FROM im_friend;

@@ -1,0 +1,63 @@
+-- name: schema
+CREATE TABLE im_group (
+    id       INTEGER PRIMARY KEY,
+    name     TEXT NOT NULL,
+    owner_id INTEGER NOT NULL
+);
+
+-- user_nick_name and head_image are copies of the user's profile (head_image copies the thumb).
+-- remark_nick_name is the member's own override; events never touch it.
+-- Clustered by user: an event rewrites all rows of one user, which then lie side by side.
+CREATE TABLE im_group_member (
+    user_id          INTEGER NOT NULL,
+    group_id         INTEGER NOT NULL,
+    user_nick_name   TEXT NOT NULL,
+    head_image       TEXT NOT NULL,
+    remark_nick_name TEXT NOT NULL DEFAULT '',
+    quit             INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (user_id, group_id)
+) WITHOUT ROWID;
+CREATE INDEX im_group_member_group ON im_group_member (group_id);
+
+-- name: write_copies
+UPDATE im_group_member SET user_nick_name = ?, head_image = ? WHERE user_id = ?;
+
+-- name: join
+-- Copies from the replica in the statement that makes the row; empty until the user's first event is applied.
+INSERT INTO im_group_member (user_id, group_id, user_nick_name, head_image, remark_nick_name, quit)
+SELECT input.user_id, input.group_id, coalesce(r.nick_name, ''), coalesce(r.head_image, ''), ?, 0
+FROM (SELECT ? AS user_id, ? AS group_id) AS input
+LEFT JOIN user_profile_replica AS r ON r.user_id = input.user_id
+WHERE true
+ON CONFLICT (user_id, group_id) DO UPDATE SET
+    user_nick_name = excluded.user_nick_name, head_image = excluded.head_image, quit = 0;
+
+-- name: load_group
+INSERT INTO im_group (id, name, owner_id) VALUES (?, ?, ?);
+
+-- name: load_member
+INSERT INTO im_group_member (user_id, group_id, user_nick_name, head_image, remark_nick_name, quit)
+SELECT user_id, ?, nick_name, head_image, ?, ? FROM user_profile_replica WHERE user_id = ?;
+
+-- name: states
+-- Ids come from the replica and from the rows, so that a row without a replica is seen too.
+SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
+       coalesce(r.head_image, ''), count(m.group_id),
+       total(m.user_nick_name <> coalesce(r.nick_name, '') OR m.head_image <> coalesce(r.head_image, ''))
+FROM (
+    SELECT user_id FROM (
+        SELECT user_id FROM user_profile_replica WHERE user_id > ?1
+        UNION SELECT user_id FROM im_group_member WHERE user_id > ?1
+        ORDER BY user_id LIMIT ?2
+    )
+) AS ids
+LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
+LEFT JOIN im_group_member AS m ON m.user_id = ids.user_id
+GROUP BY ids.user_id ORDER BY ids.user_id;
+
+-- name: members
+SELECT user_id, user_nick_name, head_image, remark_nick_name, quit FROM im_group_member
+WHERE group_id = ? ORDER BY user_id;
+
+-- name: totals
+SELECT (SELECT count(*) FROM im_group), (SELECT count(*) FROM im_group_member);

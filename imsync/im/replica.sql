@@ -1,0 +1,36 @@
+-- name: schema
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- The newest applied state of every user, also of those that no row copies yet: joining copies from here, which
+-- closes the race between a join and an event. A tombstone stays, so that a late update cannot resurrect.
+CREATE TABLE user_profile_replica (
+    user_id     INTEGER PRIMARY KEY,
+    version     INTEGER NOT NULL,
+    nick_name   TEXT NOT NULL,
+    head_image  TEXT NOT NULL,
+    deleted     INTEGER NOT NULL,
+    occurred_ms INTEGER NOT NULL
+);
+
+-- name: set_meta
+INSERT INTO meta (key, value) VALUES (?, ?);
+
+-- name: versions
+-- Deletion is final: nothing is newer than a tombstone.
+SELECT user_id, CASE WHEN deleted THEN 9223372036854775807 ELSE version END
+FROM user_profile_replica WHERE user_id IN
+
+-- name: replicas
+SELECT user_id, version, nick_name, head_image, deleted, occurred_ms FROM user_profile_replica WHERE user_id IN
+
+-- name: write_replica
+-- The gate stands here once more: whatever the code above decided, a version never falls.
+INSERT INTO user_profile_replica (user_id, version, nick_name, head_image, deleted, occurred_ms)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (user_id) DO UPDATE SET
+    version = excluded.version, nick_name = excluded.nick_name, head_image = excluded.head_image,
+    deleted = excluded.deleted, occurred_ms = excluded.occurred_ms
+WHERE excluded.version > user_profile_replica.version AND NOT user_profile_replica.deleted;

@@ -1,0 +1,1 @@
+"""SQLite stores that follow events: transactions, the settlement log, and what makes a table a projection."""

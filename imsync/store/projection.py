@@ -1,0 +1,99 @@
+"""What a store must offer so that the consumer feeds it and `verify` proves it: the `Projection` protocol.
+
+A projection follows versioned events about keys (here: users). It keeps, for each key, the version it has
+applied, and the copies that it made of the content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from imsync.bus.event import Event
+from imsync.bus.handler import Received, Rejected
+from imsync.bus.outcome import Outcome
+from imsync.store.settlement import Percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """A key as its owner has it.
+
+    Args:
+        content: every published field by its name. Empty values when deleted.
+    """
+
+    key: int
+    version: int
+    deleted: bool
+    content: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """A key as a projection has it.
+
+    Args:
+        version: the applied version; 0 when no event about this key was ever applied.
+        content: the copied fields, in the projection's own order.
+        rows: how many rows copy this key.
+        stale_rows: how many of them differ from `content`.
+    """
+
+    key: int
+    version: int
+    deleted: bool
+    content: tuple[str, ...]
+    rows: int
+    stale_rows: int
+
+
+class Projection(Protocol):
+    """A store that follows events."""
+
+    @property
+    def name(self) -> str:
+        """The projection's name, which is its consumer group's."""
+        ...
+
+    @property
+    def events(self) -> Sequence[type[Event]]:
+        """The event classes that it takes: views that declare the fields it keeps."""
+        ...
+
+    def apply(self, batch: Sequence[Received[Any]], /) -> Sequence[Outcome]:
+        """See `imsync.bus.Handler`. Per key, applied versions only rise."""
+        ...
+
+    def record_dead(self, dead: Sequence[Rejected], /) -> None:
+        """See `imsync.bus.SettlementLog`."""
+        ...
+
+    def record_lost(self, entry_ids: Sequence[str], /) -> None:
+        """See `imsync.bus.SettlementLog`."""
+        ...
+
+    def states(self, after: int, limit: int) -> list[CopyState]:
+        """The states of at most `limit` keys above `after`, in rising order."""
+        ...
+
+    def state(self, key: int) -> CopyState | None:
+        """One key's state; None when nothing is known of it and no row copies it."""
+        ...
+
+    def expected(self, source: SourceState) -> tuple[str, ...]:
+        """The content that a right copy of this source has."""
+        ...
+
+    def close(self) -> None:
+        """Closes the store."""
+        ...
+
+    def tallies(self) -> Mapping[tuple[str, str], int]:
+        """How many events were settled, by (source, outcome)."""
+        ...
+
+    def staleness(self) -> Percentiles:
+        """How old edits were when their copies were brought up to date, over the last day."""
+        ...

@@ -1,0 +1,129 @@
+"""The settlement log: which events are done, how, and how many of each.
+
+Its rows are written in the transaction of the data, so that a repeat is recognised however a process died, and
+the accounting closes.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from imsync.bus.event import Event
+from imsync.store.database import Database, placeholders
+from imsync.store.sql import load
+
+SQL = load("imsync.store", "settlement.sql")
+
+DEAD = "dead"
+LOST = "lost"
+"""The entry was trimmed from the stream before it could be applied."""
+CONFLICT = "conflict"
+"""An event that nobody had seen before carried a version that is taken, with other content: the source of the
+versions was restored from a backup. Counted beside the outcomes, and an alarm."""
+
+MAX_SOURCES = 64
+"""Sources beyond so many are counted together under the empty name: they come from the outside."""
+
+_LOOKUP_CHUNK = 500
+_HOUR_MS = 3_600_000
+_STALENESS_HOURS = 48
+
+
+class Settled(NamedTuple):
+    """One event to record as settled."""
+
+    key: bytes
+    outcome: str
+    entry_id: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """How stale copies were when they were brought up to date, in milliseconds, to about 12 %. None: no data."""
+
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+def key_of(event: Event | None, entry_id: str) -> bytes:
+    """What a delivery is recognised by: its event id, or its entry id when it could not be decoded."""
+    return event.event_id.bytes if event else b"entry:" + entry_id.encode()
+
+
+class SettlementTable:
+    """The settlement log in a store. Its methods that write are called inside the caller's transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, str]:
+        """The outcomes of those that are settled already, and perhaps of others."""
+        if not keys:
+            return {}
+        # in the normal run of things all these events are newer than what is settled, and one look tells
+        limit = max(_LOOKUP_CHUNK, 2 * len(keys))
+        newer = self._database.query(SQL["settled_since"], (min(keys), limit))
+        if len(newer) < limit:
+            return dict(newer)
+        found: dict[bytes, str] = {}
+        for start in range(0, len(keys), _LOOKUP_CHUNK):
+            chunk = keys[start : start + _LOOKUP_CHUNK]
+            found.update(self._database.query(SQL["known"] + placeholders(len(chunk)), chunk))
+        return found
+
+    def record(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
+        """Records events that are not known yet."""
+        connection.executemany(SQL["record"], [row[:3] for row in settled])
+        self.count(connection, Counter((row.source, row.outcome) for row in settled))
+
+    def change(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
+        """Changes the outcome of events that were dead and are not any more."""
+        connection.executemany(SQL["change_outcome"], [(row.outcome, row.key) for row in settled])
+        self.count(connection, Counter((row.source, row.outcome) for row in settled))
+        dead = Counter((row.source, DEAD) for row in settled)
+        self.count(connection, {key: -n for key, n in dead.items()})
+
+    def count(self, connection: sqlite3.Connection, numbers: Mapping[tuple[str, str], int]) -> None:
+        """Adds to the tallies, by (source, outcome)."""
+        for (source, outcome), n in numbers.items():
+            connection.execute(SQL["count"], (self._countable(connection, source), outcome, n))
+
+    def _countable(self, connection: sqlite3.Connection, source: str) -> str:
+        if connection.execute(SQL["is_source"], (source,)).fetchone():
+            return source
+        (sources,) = connection.execute(SQL["sources"]).fetchone()
+        return source if sources < MAX_SOURCES else ""
+
+    def tallies(self) -> dict[tuple[str, str], int]:
+        """How many events were settled, by (source, outcome)."""
+        return {(source, outcome): n for source, outcome, n in self._database.query(SQL["tallies"])}
+
+    def add_staleness(self, connection: sqlite3.Connection, ages_ms: Iterable[float], now_ms: int) -> None:
+        """Adds the ages of edits at the moment their copies are brought up to date, in milliseconds."""
+        buckets = Counter(math.floor(20 * math.log10(age)) if age > 1 else 0 for age in ages_ms)
+        hour = now_ms // _HOUR_MS
+        connection.executemany(SQL["add_staleness"], [(hour, bucket, n) for bucket, n in buckets.items()])
+        connection.execute(SQL["prune_staleness"], (hour - _STALENESS_HOURS,))
+
+    def staleness(self, hours: int = 24) -> Percentiles:
+        """The percentiles over the last hours, at most 48."""
+        since = time.time_ns() // 1_000_000 // _HOUR_MS - hours
+        histogram = self._database.query(SQL["staleness"], (since,))
+        total = sum(n for _, n in histogram)
+
+        def percentile(share: float) -> float | None:
+            passed = 0
+            for bucket, n in histogram:
+                passed += n
+                if passed >= share * total:
+                    return float(round(10 ** ((bucket + 1) / 20), 1))
+            return None
+
+        return Percentiles(percentile(0.50), percentile(0.99))
