@@ -1,0 +1,71 @@
+"""The command line. One file per verb; `main` is where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+def main(argv: Sequence[str] | None = None, *, default_config: Path | None = None) -> NoReturn:
+    """Runs a command and exits.
+
+    Args:
+        argv: the arguments after the program's name; those of the process when None.
+        default_config: the configuration file of last resort, for a checkout.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(args, default_config)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader has gone; nothing that is still buffered may be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _run(args: list[str], default_config: Path | None) -> int:
+    from typer.exceptions import TyperException
+
+    from imsync.cli.app import app
+    from imsync.errors import ImsyncError
+
+    try:
+        result = app(args, prog_name="imsync", standalone_mode=False, obj=default_config)
+        return result if isinstance(result, int) else 0
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return 2
+        context = getattr(error, "ctx", None)
+        hint = f"see `{context.command_path} --help`" if context is not None else "see `imsync --help`"
+        return _report(args, "usage", error.format_message(), hint, 2)
+    except ImsyncError as error:
+        return _report(args, error.kind, error.message, error.hint, error.exit_code)
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if os.environ.get("IMSYNC_DEBUG"):
+            raise
+        return _report(
+            args, "internal", f"unexpected {type(error).__name__}: {error}",
+            "this is a defect: IMSYNC_DEBUG=1 shows where it happened", 1,
+        )  # fmt: skip
+
+
+def _report(args: list[str], kind: str, message: str, hint: str, code: int) -> int:
+    """Prints an error, for people on stderr, or for programs on stdout."""
+    from imsync.cli.render import safe
+
+    message, hint = " ".join(message.split()), " ".join(hint.split())
+    if "--json" in args:
+        print(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
+    else:
+        print(safe(f"imsync: {message}" + (f" ({hint})" if hint else "")), file=sys.stderr)
+    return code

@@ -1,0 +1,55 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from imsync import __version__
+from imsync.cli import (
+    config,
+    consume,
+    dead,
+    demo,
+    init,
+    publish,
+    relay,
+    replay,
+    server,
+    status,
+    verify,
+)
+
+app = typer.Typer(
+    name="imsync",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"imsync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Keeps denormalised copies of user profiles in step over Redis Streams, and proves that they are.
+
+    Results go to stdout, messages to stderr. Exit codes: 0 fine, 1 failed, 2 usage or configuration, 3 the check
+    found something, 4 Redis unreachable, 5 store unusable.
+    """
+    from imsync.cli.logs import configure
+
+    configure()
+
+
+for verb in (demo, init, publish, relay, consume, replay, dead, status, verify, server, config):
+    verb.register(app)

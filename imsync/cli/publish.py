@@ -1,0 +1,300 @@
+"""`imsync publish user-update`: one edit, a simulation, or edits from standard input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imsync.cli.run import Run, command
+
+if TYPE_CHECKING:
+    from imsync.im.relay import Order, Relay
+    from imsync.im.simulator import Faults, SimulatedEdit
+    from imsync.im.user_store import EditReport, OutboxRow, ProfileEdit, UserStore
+
+CHUNK = 1000
+"""The most edits in one transaction."""
+
+_JSON_NAMES = {
+    "id": "user_id",
+    "nickName": "nick_name",
+    "headImage": "head_image",
+    "headImageThumb": "head_image_thumb",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    publish = typer.Typer(help="Edit profiles and publish the events.", no_args_is_help=True)
+    command(publish, "user-update")(user_update)
+    app.add_typer(publish, name="publish")
+
+
+def user_update(
+    run: Run,
+    user: Annotated[int | None, typer.Option(help="Edit this user.", show_default=False)] = None,
+    nick_name: Annotated[str | None, typer.Option(help="The new nickname.", show_default=False)] = None,
+    head_image: Annotated[
+        str | None, typer.Option(help="The new picture's URL; empty for none.", show_default=False)
+    ] = None,
+    head_image_thumb: Annotated[
+        str | None, typer.Option(help="The new thumb's URL; empty for none.", show_default=False)
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Simulate so many edits.", show_default=False)] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Simulated edits per second; as fast as possible without.",
+                                   show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed simulates the same edits.")] = 7,
+    dup: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of events to publish twice.")] = 0.0,
+    reorder: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of events to publish late.")] = 0.0,
+    invalid: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="How many undecodable entries to add, as a share.")
+    ] = 0.0,
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Read edits from standard input, one JSON object per line: "
+                           '{"id": 7, "nickName": "…", "headImage": "…", "headImageThumb": "…"}.')
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="With --stdin: apply none if a line is bad.")] = False,
+) -> None:  # fmt: skip
+    """Edit profiles in the user store and publish the events through its outbox.
+
+    One edit with --user, a simulation with --count, or many with --stdin. An edit that changes nothing publishes
+    nothing. When Redis is away the edits are kept, and sent later.
+    """
+    from imsync.errors import UsageError
+    from imsync.im.simulator import Faults
+
+    fields = {"nick_name": nick_name, "head_image": head_image, "head_image_thumb": head_image_thumb}
+    if [user is not None, count is not None, stdin].count(True) != 1:
+        raise UsageError("say what to publish", "one of --user ID, --count N and --stdin")
+    if user is None and any(value is not None for value in fields.values()):
+        raise UsageError("--nick-name and the pictures go with --user", "or give them as lines with --stdin")
+    faults = Faults(dup, reorder, invalid)
+    if count is None and (rate is not None or any(faults)):
+        raise UsageError(
+            "--rate, --dup, --reorder and --invalid go with --count", "see `imsync publish user-update -h`"
+        )
+    if strict and not stdin:
+        raise UsageError("--strict goes with --stdin", "see `imsync publish user-update -h`")
+    store = run.workspace.user_store()
+    session = _Session(run, store, faults, random.Random(seed))
+    if user is not None:
+        _one(session, user, fields)
+    elif count is not None:
+        _simulate(session, count, rate, seed)
+    else:
+        _from_stdin(session, strict)
+    session.finish()
+
+
+@dataclass
+class _Session:
+    """One run of the command: edits are applied in chunks, and relayed as long as Redis is there."""
+
+    run: Run
+    store: UserStore
+    faults: Faults
+    rng: random.Random
+    accepted: int = 0
+    unchanged: int = 0
+    published: int = 0
+    invalid: int = 0
+    rejected: list[dict[str, object]] = field(default_factory=list)
+    _last_seq: int = 0
+    _relay: Relay | None = None
+    _redis_is_away: bool = False
+
+    def edit(self, edits: list[ProfileEdit]) -> EditReport:
+        """Applies edits in one transaction."""
+        report = self.store.edit_many(edits)
+        self.note(report)
+        return report
+
+    def note(self, report: EditReport) -> None:
+        """Counts what became of edits."""
+        self.accepted += report.accepted
+        self.unchanged += report.unchanged
+        self._last_seq = max(self._last_seq, report.last_seq)
+
+    def relay(self) -> None:
+        """Publishes the outbox. A trouble is told once; the edits are kept."""
+        from imsync.errors import ImsyncError
+
+        if self._redis_is_away:
+            return
+        try:
+            self.published += self._ready_relay().deliver(self._last_seq)
+            self._add_invalid()
+        except ImsyncError as error:
+            self._redis_is_away = True
+            self.run.out.note(f"{error.message}; the edits are kept in the outbox and will be sent later")
+
+    def _ready_relay(self) -> Relay:
+        from imsync.im.relay import Relay
+
+        if self._relay is None:
+            publisher = self.run.bus.publisher(self.run.settings.destination)
+            self._relay = Relay(self.store, publisher, batch=self.run.settings.relay.batch, order=self._order())
+        return self._relay
+
+    def _order(self) -> Order:
+        from imsync.im.simulator import distort
+
+        def as_is(rows: Any) -> Any:
+            return rows
+
+        def distorted(rows: Any) -> list[OutboxRow]:
+            return distort(list(rows), self.faults, self.rng)
+
+        return distorted if self.faults.dup or self.faults.reorder else as_is
+
+    def _add_invalid(self) -> None:
+        from imsync.im.simulator import invalid_bodies
+
+        wanted = int(self.accepted * self.faults.invalid) - self.invalid
+        if wanted > 0:
+            self.run.bus.publisher(self.run.settings.destination).send(invalid_bodies(self.rng, wanted))
+            self.invalid += wanted
+
+    def finish(self) -> None:
+        """Relays what is left, and prints the result."""
+        self.relay()
+        backlog = self.store.backlog()
+        data: dict[str, object] = {
+            "accepted": self.accepted,
+            "unchanged": self.unchanged,
+            "rejected": len(self.rejected),
+            "published": self.published,
+            "outbox": backlog.unsent,
+        }
+        if self.faults.invalid:
+            data["invalid"] = self.invalid
+        if self.rejected:
+            data["errors"] = self.rejected
+        counts = ", ".join(f"{value} {name}" for name, value in data.items() if isinstance(value, int) and value)
+        waiting = f" ({backlog.unsent} wait in the outbox)" if backlog.unsent else ""
+        self.run.out.result(data, (counts.replace(f", {backlog.unsent} outbox", "") or "nothing to do") + waiting)
+        self.store.close()
+        if self.rejected:
+            raise typer.Exit(2)
+
+
+def _one(session: _Session, user: int, fields: dict[str, str | None]) -> None:
+    from imsync.im.user_store import ProfileEdit
+
+    report = session.edit([ProfileEdit.checked(user_id=user, **fields)])
+    for rejection in report.rejected:
+        raise rejection.error
+
+
+def _simulate(session: _Session, count: int, rate: float | None, seed: int) -> None:
+    from imsync.errors import UsageError
+    from imsync.im.simulator import simulate_edits
+    from imsync.im.user_store import ProfileEdit
+
+    if not session.store.is_demo:
+        raise UsageError(f"{session.store.path} is not demo data", "the simulator edits only what `imsync init` made")
+    edits = simulate_edits(session.store.active_ids(), count=count, seed=seed, rate=rate)
+    with session.run.out.progress("editing", count) as advance:
+        for chunk in _paced(edits) if rate is not None else _chunks(edits):
+            session.edit(
+                [
+                    ProfileEdit(
+                        user_id=edit.user_id,
+                        nick_name=edit.nick_name,
+                        head_image=edit.head_image,
+                        head_image_thumb=edit.head_image_thumb,
+                    )
+                    for edit in chunk
+                ]
+            )
+            session.relay()
+            advance(len(chunk))
+
+
+def _chunks(edits: Iterator[SimulatedEdit]) -> Iterator[list[SimulatedEdit]]:
+    while chunk := list(itertools.islice(edits, CHUNK)):
+        yield chunk
+
+
+def _paced(edits: Iterator[SimulatedEdit]) -> Iterator[list[SimulatedEdit]]:
+    """The edits when their time has come, as many at once as are due."""
+    began = time.monotonic()
+    chunk: list[SimulatedEdit] = []
+    for edit in edits:
+        if chunk and (edit.at > time.monotonic() - began or len(chunk) == CHUNK):
+            yield chunk
+            chunk = []
+        time.sleep(max(0.0, began + edit.at - time.monotonic()))
+        chunk.append(edit)
+    if chunk:
+        yield chunk
+
+
+def _from_stdin(session: _Session, strict: bool) -> None:
+    edits: list[ProfileEdit] = []
+    numbers: list[int] = []
+    for line_number, parsed in _lines(session):
+        edits.append(parsed)
+        numbers.append(line_number)
+        if len(edits) == CHUNK and not strict:
+            _apply_lines(session, edits, numbers)
+            edits, numbers = [], []
+    _apply_lines(session, edits, numbers, strict=strict)
+
+
+def _apply_lines(session: _Session, edits: list[ProfileEdit], numbers: list[int], *, strict: bool = False) -> None:
+    if strict and session.rejected:
+        return
+    report = session.store.edit_many(edits, all_or_none=strict)
+    session.note(report)
+    for rejection in report.rejected:
+        _reject(session, numbers[rejection.index], rejection.error.message)
+    if not strict:
+        session.relay()
+
+
+def _lines(session: _Session) -> Iterator[tuple[int, ProfileEdit]]:
+    """The good lines with their numbers; the bad ones are told."""
+    from imsync.errors import UsageError
+    from imsync.im.user_store import ProfileEdit
+
+    for line_number, line in enumerate(sys.stdin.buffer, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield line_number, ProfileEdit.checked(**_fields(line))
+        except UsageError as error:
+            _reject(session, line_number, error.message)
+
+
+def _fields(line: bytes) -> dict[str, object]:
+    from imsync.errors import UsageError
+
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError("not a JSON object") from None
+    if not isinstance(value, dict):
+        raise UsageError("not a JSON object")
+    if unknown := value.keys() - _JSON_NAMES.keys():
+        raise UsageError(f"unknown field {sorted(unknown)[0][:40]!a}")
+    if "id" not in value:
+        raise UsageError("no id")
+    if nulls := [name for name, content in value.items() if content is None]:
+        raise UsageError(f"{nulls[0]} is null: leave a field out to keep it")
+    return {_JSON_NAMES[name]: content for name, content in value.items()}
+
+
+def _reject(session: _Session, line_number: int, message: str) -> None:
+    session.rejected.append({"line": line_number, "message": message})
+    session.run.out.note(f"line {line_number}: {message}")

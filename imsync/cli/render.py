@@ -1,0 +1,160 @@
+"""What people and programs see: results on stdout, everything else on stderr. The only module that knows rich."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = {"\u200d", "\ufe0f"}
+"""Zero-width joiner and variation selector: parts of emoji, harmless."""
+
+
+def safe(text: object) -> str:
+    """Text from the outside as it may go to a terminal or a log line: control, bidi and other invisible characters
+    are shown as escapes. (rich lets ESC, OSC 52, C1 and bidi through.)
+    """
+    return "".join(
+        c if c.isprintable() or c in _JOINERS or unicodedata.category(c) not in _INVISIBLE else ascii(c)[1:-1]
+        for c in str(text)
+    )
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people."""
+    if value is None:
+        return "-"
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def number(value: int | None) -> str:
+    """A count for people; `unknown` when there is none."""
+    return "unknown" if value is None else f"{value:,}"
+
+
+class Output:
+    """Where a command's results and messages go.
+
+    Args:
+        as_json: one JSON object per result on stdout, and nothing else there.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def result(self, data: Mapping[str, object], *lines: str) -> None:
+        """The result: the object for programs, or the lines for people."""
+        if self.as_json:
+            self.row(data)
+        else:
+            for line in lines:
+                print(line)
+
+    def row(self, data: Mapping[str, object]) -> None:
+        """One JSON object on a line of its own, in ASCII."""
+        print(json.dumps(data, ensure_ascii=True, default=str))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
+        """A table for people; columns that start with `#` hold numbers."""
+        console(sys.stdout).print(_table(columns, rows, title))
+
+    def note(self, message: str) -> None:
+        """A message that is not a result."""
+        print(f"imsync: {safe(message)}", file=sys.stderr)
+
+    @contextmanager
+    def live(self) -> Iterator[Screen]:
+        """A screen for what goes on; on stderr when stdout is for programs."""
+        screen = Screen(sys.stderr if self.as_json else sys.stdout)
+        screen.start()
+        try:
+            yield screen
+        finally:
+            screen.stop()
+
+    @contextmanager
+    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A progress bar on stderr, when that is a terminal. Yields a function that takes the further steps done."""
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda steps: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda steps: bar.update(task, advance=steps)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    return table
+
+
+def console(stream: TextIO) -> Console:
+    """A rich console on a stream: colour only on a terminal and without NO_COLOR, wide when it is no terminal."""
+    from rich.console import Console
+
+    options: dict[str, Any] = {} if stream.isatty() else {"width": 200}
+    return Console(file=stream, highlight=False, markup=False, **options)
+
+
+class Screen:
+    """What goes on while something takes its time: lines of what happened, and the numbers below them.
+
+    On a terminal the numbers are redrawn in place; elsewhere only lines are written. Goes to stderr under --json.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Any = None
+
+    def line(self, text: str) -> None:
+        """Something happened."""
+        if self._live is None:
+            print(safe(text), file=self._stream, flush=True)
+        else:
+            self._live.console.print(f"● {safe(text)}")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """The numbers now."""
+        if self._live is not None:
+            self._live.update(_table(columns, rows))
+
+    def clear(self) -> None:
+        """The numbers are no longer needed."""
+        if self._live is not None:
+            self._live.update("")
+
+    def start(self) -> None:
+        """Begins to draw, when the stream is a terminal."""
+        if self._stream.isatty():
+            from rich.live import Live
+
+            self._live = Live(console=console(self._stream), refresh_per_second=10, transient=True)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Ends drawing."""
+        if self._live is not None:
+            self._live.stop()

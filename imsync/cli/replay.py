@@ -1,0 +1,138 @@
+"""`imsync replay pending`: takes over pending entries and applies them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imsync.cli.run import Run, command
+
+if TYPE_CHECKING:
+    from imsync.bus.replay import Planned, Selection
+
+
+_YES = {True: "yes", False: "no"}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    replay = typer.Typer(help="Apply events again.", no_args_is_help=True)
+    command(replay, "pending")(pending)
+    app.add_typer(replay, name="replay")
+
+
+def pending(
+    run: Run,
+    group: Annotated[
+        str | None, typer.Option(help="Only this service: group or friend. Both without.", show_default=False)
+    ] = None,
+    min_idle: Annotated[
+        str, typer.Option(help="Only entries that were not delivered for so long: 500ms, 30s, 5m.")
+    ] = "60s",
+    consumer: Annotated[str | None, typer.Option(help="Only entries of this consumer.", show_default=False)] = None,
+    id: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this entry; may be given several times.", show_default=False),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
+) -> None:
+    """Take over entries that were delivered and never acknowledged, and apply them.
+
+    Takes them from the living too: what they do with them afterwards is a repeat and changes nothing.
+    """
+    from imsync.bus.replay import Selection
+    from imsync.cli.durations import milliseconds
+    from imsync.errors import UsageError
+    from imsync.im.workspace import PROJECTIONS
+
+    if group is not None and group not in PROJECTIONS:
+        raise UsageError(f"no service {group!a}", f"one of {', '.join(PROJECTIONS)}")
+    if bad := [each for each in id or () if not re.fullmatch(r"\d{1,20}(-\d{1,20})?", each)]:
+        raise UsageError(f"bad entry id {bad[0][:40]!a}", "such as 1795413835783-0")
+    selection = Selection(milliseconds(min_idle), consumer, tuple(id or ()), limit)
+    totals = dict.fromkeys(
+        ("planned", "taken_over", "applied", "superseded", "duplicates", "dead", "lost", "failed"), 0
+    )
+    entries: list[dict[str, object]] = []
+    for service in [group] if group else PROJECTIONS:
+        planned = _plan(run, service, selection)
+        entries += [_described(service, each) for each in planned]
+        totals["planned"] += len(planned)
+        if planned and not dry_run:
+            for name, value in _apply(run, service, planned, selection).items():
+                totals[name] += value
+    if run.as_json:
+        run.out.row({**totals, "dry_run": dry_run, "entries": entries})
+        return
+    if entries:
+        run.out.table(
+            ("group", "entry", "owner", "alive", "#idle s", "#deliveries"),
+            [
+                (e["group"], e["id"], e["owner"], _YES[bool(e["owner_alive"])], e["idle_seconds"], e["deliveries"])
+                for e in entries[:50]
+            ],
+        )  # fmt: skip
+        if len(entries) > 50:
+            print(f"… and {len(entries) - 50:,} more")
+    done = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in totals.items() if value)
+    print((done or "nothing is pending") + (" (dry run: nothing was changed)" if dry_run and entries else ""))
+
+
+def _plan(run: Run, service: str, selection: Selection) -> list[Planned]:
+    from imsync.bus.replay import plan
+
+    stream = run.bus.stream(run.settings.destination)
+    return plan(run.bus.client, stream, run.bus.keys(run.settings.destination), service, selection)
+
+
+def _described(service: str, planned: Planned) -> dict[str, object]:
+    return {
+        "group": service,
+        "id": planned.entry.id,
+        "owner": planned.entry.consumer,
+        "owner_alive": planned.owner_alive,
+        "idle_seconds": planned.entry.idle_ms / 1000,
+        "deliveries": planned.entry.deliveries,
+    }
+
+
+def _apply(run: Run, service: str, planned: list[Planned], selection: Selection) -> dict[str, int]:
+    from imsync.bus.codec import Decoder
+    from imsync.bus.consumer import unique_name
+    from imsync.bus.processor import Processor
+    from imsync.bus.replay import replay
+
+    store = run.workspace.projection(service)
+    stream = run.bus.stream(run.settings.destination)
+    options = run.consumer_options()
+    name = f"replay.{unique_name()}"[:64]
+    processor = Processor(
+        stream,
+        run.bus.keys(run.settings.destination).dead(service),
+        group=service,
+        consumer=name,
+        decoder=Decoder(store.events),
+        handler=store,
+        retry=options.retry,
+    )
+    failed = 0
+    with run.out.progress(f"replaying {service}", len(planned)) as advance:
+        for failures in replay(processor, stream, service, name, planned, selection.min_idle_ms, options.batch):
+            failed += len(failures)
+            advance(min(options.batch, len(planned)))
+    if not failed:
+        stream.delete_consumer(service, name)
+    store.close()
+    counts = processor.counts
+    return {
+        "taken_over": counts.taken_over,
+        "applied": counts.applied,
+        "superseded": counts.superseded,
+        "duplicates": counts.duplicates,
+        "dead": counts.dead,
+        "lost": counts.lost,
+        "failed": failed,
+    }

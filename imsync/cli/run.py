@@ -1,0 +1,143 @@
+"""What every command has in common: its options, its settings, and the ways to the stores and to Redis."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imsync.cli.render import Output
+
+if TYPE_CHECKING:
+    from imsync.bus import Bus, ConsumerOptions
+    from imsync.im.workspace import Workspace
+    from imsync.settings import Loaded, Settings
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="Redis, such as redis://host:6379/0. Without one imsync runs a server of its own.",
+                 show_default=False, rich_help_panel="Common options"),
+]  # fmt: skip
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="The folder of the stores.", show_default=False,
+                 rich_help_panel="Common options"),
+]  # fmt: skip
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="The configuration file.", show_default=False, rich_help_panel="Common options"),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", rich_help_panel="Common options")]
+
+
+@dataclass
+class Run:
+    """One run of a command.
+
+    Args:
+        flags: the settings given on the command line, by dotted name.
+        default_config: the configuration file of last resort.
+    """
+
+    flags: dict[str, object]
+    as_json: bool
+    default_config: Path | None = None
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The settings, with where each is from. Raises ConfigError."""
+        from imsync.settings import load
+
+        return load(self.flags, os.environ, Path.cwd(), self.default_config)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+        return self.loaded.settings
+
+    @cached_property
+    def out(self) -> Output:
+        """Where results go."""
+        return Output(as_json=self.as_json)
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The data folder."""
+        from imsync.im.workspace import Workspace
+
+        return Workspace(self.settings.data_dir, self.settings.store.busy_timeout_ms)
+
+    @cached_property
+    def bus(self) -> Bus:
+        """The bus. Starts the embedded server when no URL is configured; a configured one never falls back to it.
+
+        Raises:
+            ImsyncError: the embedded server does not start. (A Redis that is away shows at the first command.)
+        """
+        from imsync.bus import Bus, Endpoint
+
+        settings = self.settings
+        if not settings.url:
+            from imsync.embedded import EmbeddedServer
+
+            endpoint = Endpoint(EmbeddedServer(settings.data_dir).start().url)
+        else:
+            endpoint = Endpoint(
+                settings.url,
+                username=settings.username,
+                password=settings.password.get_secret_value(),
+                tls_ca_file=settings.tls_ca_file,
+            )
+        return Bus(endpoint, prefix=settings.prefix)
+
+    def consumer_options(self, **overrides: Any) -> ConsumerOptions:
+        """How consumers work, by the settings and a command's own options."""
+        from imsync.bus import ConsumerOptions, RetryPolicy
+
+        consumer = self.settings.consumer
+        values: dict[str, Any] = {
+            "batch": consumer.batch,
+            "block_ms": consumer.block_ms,
+            "heartbeat_ms": consumer.heartbeat_ms,
+            "retry": RetryPolicy(consumer.max_attempts),
+        }
+        return ConsumerOptions(**(values | overrides))
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function as a command: its first parameter is the `Run`, and the common options are added."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def wrapper(ctx: typer.Context, **values: Any) -> None:
+            flags = {
+                "url": values.pop("url"),
+                "data_dir": values.pop("data_dir"),
+                "config": values.pop("config"),
+            }
+            default_config = ctx.find_root().obj
+            function(Run(flags, values.pop("as_json"), default_config), **values)
+
+        signature = inspect.signature(function, eval_str=True)
+        own = list(signature.parameters.values())[1:]
+        wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[_keyword("ctx", typer.Context), *(each.replace(kind=each.KEYWORD_ONLY) for each in own),
+                        _keyword("url", UrlOption, None), _keyword("data_dir", DataDirOption, None),
+                        _keyword("config", ConfigOption, None), _keyword("as_json", JsonOption, False)]
+        )  # fmt: skip
+        wrapper.__annotations__ = {}
+        app.command(name)(wrapper)
+        return function
+
+    return register
+
+
+def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

@@ -1,0 +1,104 @@
+"""`imsync status`: does it work, and if not, why, and what helps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from imsync.cli.run import Run, command
+
+if TYPE_CHECKING:
+    from imsync.im.health import GroupHealth
+    from imsync.im.user_store import UserStore
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    command(app, "status")(status)
+
+
+def status(run: Run) -> None:
+    """Show each group's lag, pending entries, consumers and accounting, and what needs attention.
+
+    Exits with 3 when something does.
+    """
+    from dataclasses import asdict
+
+    from imsync.cli.render import number, seconds
+    from imsync.im.health import judge_outbox
+    from imsync.im.workspace import PROJECTIONS
+
+    users = run.workspace.user_store()
+    groups = [_look(run, users, service) for service in PROJECTIONS]
+    backlog = users.backlog()
+    problems = [*judge_outbox(backlog), *(problem for group in groups for problem in group.problems)]
+    users.close()
+    if run.as_json:
+        run.out.row(
+            {
+                "groups": [
+                    {
+                        "group": g.view.group,
+                        "stream": g.view.stream,
+                        "lag": g.view.lag,
+                        "lag_seconds": g.view.lag_seconds,
+                        "pending": g.view.pending,
+                        "oldest_pending_seconds": g.view.oldest_pending_seconds,
+                        "consumers": len(g.view.alive),
+                        "dead": g.view.dead,
+                        "staleness": asdict(g.staleness),
+                        "accounting": asdict(g.accounting),
+                    }
+                    for g in groups
+                ],
+                "outbox": {"unsent": backlog.unsent, "oldest_seconds": backlog.oldest_seconds},
+                "problems": [asdict(problem) for problem in problems],
+                "healthy": not problems,
+            }
+        )
+    else:
+        run.out.table(
+            ("group", "#lag", "#lag time", "#pending", "#oldest", "#consumers", "#dead", "#p50", "#p99"),
+            [
+                (
+                    g.view.group, number(g.view.lag), seconds(g.view.lag_seconds), number(g.view.pending),
+                    seconds(g.view.oldest_pending_seconds), len(g.view.alive), g.view.dead,
+                    seconds(g.staleness.p50_ms and g.staleness.p50_ms / 1000),
+                    seconds(g.staleness.p99_ms and g.staleness.p99_ms / 1000),
+                )
+                for g in groups
+            ],
+        )  # fmt: skip
+        run.out.table(
+            ("group", "#published", "#applied", "#superseded", "#dead", "#lost", "#repeats", "#foreign", "#missing"),
+            [
+                (
+                    g.view.group, number(a.published), number(a.applied), number(a.superseded), number(a.dead),
+                    number(a.lost), number(a.duplicates), number(a.foreign), number(a.unexplained),
+                )
+                for g in groups
+                for a in (g.accounting,)
+            ],
+        )  # fmt: skip
+        print(f"outbox: {number(backlog.unsent)} unsent, oldest {seconds(backlog.oldest_seconds)}")
+        for problem in problems:
+            print(f"! {problem.what}; try: {problem.remedy}")
+        if not problems:
+            print("healthy")
+    if problems:
+        raise typer.Exit(3)
+
+
+def _look(run: Run, users: UserStore, service: str) -> GroupHealth:
+    from imsync.bus.inspection import view_group
+    from imsync.im.health import GroupHealth, account, judge_group
+
+    projection = run.workspace.projection(service)
+    # settled before published: what is settled in between would look like more than was published
+    tallies = projection.tallies()
+    staleness = projection.staleness()
+    projection.close()
+    view = view_group(run.bus, run.settings.destination, service)
+    accounting = account(users.source, users.published(), users.backlog().unsent, tallies, view.pending, view.lag)
+    return GroupHealth(view, accounting, staleness, judge_group(view, accounting))
