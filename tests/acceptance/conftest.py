@@ -1,0 +1,71 @@
+"""The command line on data folders of the tests' own, made once per process and copied for each test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.driver import Imsync, free_port
+from tests.servers import Server, StartServer
+
+USERS, GROUPS = 300, 40
+
+Make = Callable[..., Imsync]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder as `imsync init` makes it, with nobody at work on it: safe to copy."""
+    imsync = Imsync(tmp_path_factory.mktemp("template"))
+    try:
+        imsync.ok("init", "--users", USERS, "--groups", GROUPS)
+        imsync.ok("server", "stop")
+    finally:
+        imsync.close()
+    assert not list(imsync.data.glob("*.db-wal")), "the last process to close a store empties its log"
+    return imsync.data
+
+
+@pytest.fixture
+def bare(clean_environment: Path) -> Iterator[Imsync]:
+    """The command line without stores."""
+    imsync = Imsync(clean_environment)
+    yield imsync
+    imsync.close()
+
+
+@pytest.fixture
+def im(bare: Imsync, template: Path) -> Imsync:
+    """The command line on a data folder that `init` has made, with its own embedded server."""
+    shutil.copytree(template, bare.data)
+    return bare
+
+
+@pytest.fixture
+def on_server(im: Imsync, server: Server) -> Imsync:
+    """The command line on made stores and an empty server that other tests use too, through --url's variable."""
+    shutil.rmtree(im.data / "redis")
+    im.set(URL=server.url)
+    return im
+
+
+@pytest.fixture
+def tcp_server(start_server: StartServer) -> Callable[..., tuple[Server, str]]:
+    """Starts a server of the test's own on loopback TCP; the server and its URL."""
+
+    def start(kind: str, **settings: object) -> tuple[Server, str]:
+        port = free_port()
+        return start_server(kind, port=port, bind="127.0.0.1", **settings), f"redis://127.0.0.1:{port}/0"
+
+    return start
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    """Closes at the end of the test what it is given."""
+    with ExitStack() as stack:
+        yield stack

@@ -1,0 +1,321 @@
+"""kill -9, ^C and SIGTERM at the worst moments: nothing is lost, nothing takes effect twice, nobody hangs."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.acceptance.driver import Imsync, event_ids, freeze
+from tests.servers import eventually
+
+Process = subprocess.Popen[str]
+
+EDITS = 1000
+DEAD_PORT = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def quick(im: Imsync) -> Imsync:
+    """Made stores, and consumers that are known to be dead 0.3 s after their death."""
+    im.set(CONSUMER_HEARTBEAT_MS="100")
+    return im
+
+
+def publish(im: Imsync, count: int = EDITS, seed: int = 7) -> None:
+    counts = im.json("publish", "user-update", "--count", count, "--seed", seed)
+    assert (counts["published"], counts["outbox"]) == (count, 0)
+
+
+def finish(im: Imsync, *groups: str) -> list[dict[str, Any]]:
+    """Consumes all that is left, and proves the copies right, by the command and by hand."""
+    counts = [im.json("consume", group, "--until-empty") for group in groups]
+    verdict = im.json("verify")
+    assert (verdict["drift"], verdict["in_flight"]) == (0, 0)
+    assert im.wrong_copies() == []
+    return counts
+
+
+def shape(entries: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
+    """What must not change of pending entries that nobody touches."""
+    return [(e["message_id"].decode(), e["consumer"].decode(), e["times_delivered"]) for e in entries]
+
+
+def settled(im: Imsync, group: str = "group") -> Counter[str]:
+    return Counter(outcome for (outcome,) in im.query(group, "SELECT outcome FROM settled"))
+
+
+# ── consumers that are killed ────────────────────────────────────────────────────────────────────────
+
+
+def anywhere(im: Imsync) -> None:
+    """Killed wherever it happened to be when it was found holding entries."""
+    process = im.start("consume", "group", "--batch", 2)
+
+    def caught() -> bool:
+        freeze(process)
+        if im.pending():
+            return True
+        process.send_signal(signal.SIGCONT)
+        return False
+
+    eventually(caught)
+    process.kill()
+    process.wait()
+
+
+@contextmanager
+def held_up_before_the_commit(im: Imsync, *flags: object) -> Iterator[Process]:
+    """A consumer that has read entries and waits for the store's write lock."""
+    with im.locked("group"):
+        process = im.start("consume", "group", *flags)
+        eventually(im.pending)
+        yield process
+
+
+def before_the_commit(im: Imsync) -> None:
+    """Killed when it had read entries and not applied them."""
+    with held_up_before_the_commit(im, "--batch", 50) as process:
+        process.kill()
+        process.wait()
+    assert not settled(im)
+
+
+def before_the_acknowledgement(im: Imsync) -> None:
+    """Killed when it had committed and not acknowledged: the server takes no writes meanwhile."""
+    with im.client() as client:
+        with held_up_before_the_commit(im, "--batch", 50) as process:
+            client.execute_command("CLIENT", "PAUSE", "60000", "WRITE")
+        eventually(lambda: settled(im))
+        process.kill()
+        process.wait()
+        client.execute_command("CLIENT", "UNPAUSE")
+    assert settled(im).total() == len(im.pending()) == 50
+
+
+MOMENTS = [anywhere, before_the_commit, before_the_acknowledgement]
+
+
+def test_replay_pending_plans_and_then_applies_what_a_killed_consumer_held(quick: Imsync) -> None:
+    publish(quick)
+    anywhere(quick)
+    held = quick.pending()
+    assert held
+    before, rows = shape(held), settled(quick)
+
+    assert quick.json("replay", "pending")["planned"] == 0  # nobody has waited 60 s yet
+    plan = quick.json("replay", "pending", "--min-idle", "0s", "--dry-run")
+    assert [(e["id"], e["owner"], e["deliveries"]) for e in plan["entries"]] == before
+    assert all(e["group"] == "group" and 0 <= e["idle_seconds"] < 60 for e in plan["entries"])
+    assert (plan["planned"], plan["dry_run"]) == (len(held), True)
+    assert [plan[name] for name in ("taken_over", "applied", "superseded", "dead")] == [0, 0, 0, 0]
+    assert (shape(quick.pending()), settled(quick)) == (before, rows)  # and changed nothing
+
+    one = before[0][0]
+    chosen = quick.json("replay", "pending", "--min-idle", "0s", "--id", one, "--group", "group", "--limit", 9)
+    assert [e["id"] for e in chosen["entries"]] == [one]
+    done = quick.json("replay", "pending", "--min-idle", "0s", "--consumer", before[0][1])
+    assert (done["planned"], done["taken_over"], done["dry_run"]) == (len(held) - 1, len(held) - 1, False)
+    for result in (chosen, done):
+        assert result["applied"] + result["superseded"] + result["duplicates"] == result["planned"]
+    assert quick.pending() == []
+    with quick.client() as client:
+        names = [consumer["name"] for consumer in client.xinfo_consumers(quick.stream, "group")]
+    assert names == [before[0][1].encode()]  # the replay leaves no consumer of its own behind
+
+    group, _ = finish(quick, "group", "friend")
+    assert group["taken_over"] == 0
+    assert settled(quick).total() == EDITS
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_living_take_over_what_the_dead_held(quick: Imsync, moment: Callable[[Imsync], None]) -> None:
+    publish(quick)
+    moment(quick)
+    held, already = len(quick.pending()), settled(quick).total()
+    assert held
+
+    group, _ = finish(quick, "group", "friend")
+    assert group["taken_over"] == held
+    assert group["events"] == held + EDITS - (already + held if moment is not before_the_acknowledgement else held)
+    if moment is before_the_acknowledgement:
+        assert group["duplicates"] == held  # recognised by the settlement log: no effect twice
+    assert settled(quick).total() == EDITS
+    status = quick.json("status")
+    assert status["healthy"], status
+    assert status["groups"][0]["accounting"]["unexplained"] == 0
+
+
+def test_what_the_living_hold_is_left_alone_and_a_zombie_is_harmless(quick: Imsync) -> None:
+    """A consumer stands still in the middle of a batch. While its heart beats nobody touches its entries; when
+    it has stopped they are taken over, and newer edits are applied; then the consumer wakes up."""
+    publish(quick)
+    with held_up_before_the_commit(quick, "--batch", 50) as zombie:
+        freeze(zombie)
+    held = shape(quick.pending())
+    assert len(held) == 50
+    name = held[0][1]
+
+    stop = threading.Event()
+
+    def beat() -> None:
+        with quick.client() as client:
+            while not stop.is_set():
+                client.set(quick.key("alive", "group", name), "by hand", px=30_000)
+                stop.wait(0.02)
+            client.delete(quick.key("alive", "group", name))
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        eventually(lambda: name in quick.alive())
+        other = quick.json("consume", "group", "--until-empty")
+        assert (other["taken_over"], other["left_pending"]) == (0, 50)
+        assert shape(quick.pending()) == held
+        verdict = quick.json("verify")
+        assert verdict["drift"] == 0
+        assert verdict["in_flight"] > 0
+    finally:
+        stop.set()
+        heart.join()
+
+    publish(quick, seed=8)
+    other = quick.json("consume", "group", "--until-empty")
+    assert other["taken_over"] == 50
+    assert quick.pending() == []
+    versions = "SELECT user_id, version FROM user_profile_replica"
+    before = dict(quick.query("group", versions))
+
+    zombie.send_signal(signal.SIGCONT)
+    eventually(lambda: name in quick.alive())  # it works again
+    counts = quick.end(zombie, signal.SIGTERM).expect(0).json()
+    assert (counts["applied"], counts["superseded"], counts["duplicates"]) == (0, 0, 50)
+    after = dict(quick.query("group", versions))
+    assert all(after[user] >= version for user, version in before.items())
+    finish(quick, "group", "friend")
+    assert settled(quick).total() == 2 * EDITS
+
+
+# ── a producer that is killed ────────────────────────────────────────────────────────────────────────
+
+
+def test_no_edit_of_a_killed_producer_is_lost(quick: Imsync) -> None:
+    producer = quick.start("publish", "user-update", "--count", 1_000_000)
+    with quick.client() as client:
+        eventually(lambda: quick.data.joinpath("redis/redis.sock").exists() and client.xlen(quick.stream) > 0)
+    producer.kill()
+    producer.wait()
+    accepted = quick.query("user", "SELECT count(*) FROM outbox")[0][0]
+    assert 0 < accepted < 1_000_000
+
+    sent = quick.json("relay", "--until-empty")
+    assert sent["outbox"] == 0
+    with quick.client() as client:
+        published = event_ids(fields[b"event"] for _, fields in client.xrange(quick.stream))
+    written = {row[0].hex() for row in quick.query("user", "SELECT event_id FROM outbox")}
+    assert {each.replace("-", "") for each in published} == written
+    for counts in finish(quick, "group", "friend"):
+        assert counts["applied"] + counts["superseded"] == accepted
+        assert counts["duplicates"] == len(published) - accepted
+
+
+# ── signals ──────────────────────────────────────────────────────────────────────────────────────────
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+
+
+@BOTH
+def test_a_consumer_that_is_told_to_stop_finishes_what_it_has(quick: Imsync, number: int) -> None:
+    publish(quick)
+    process = quick.start("consume", "group", "--batch", 5)
+    eventually(lambda: settled(quick))
+    counts = quick.end(process, number).expect(0).json()
+    assert 0 < counts["events"] == counts["applied"] + counts["superseded"] == settled(quick).total() < EDITS
+    assert counts["left_pending"] == 0
+    assert quick.pending() == []
+    assert quick.alive() == []
+    with quick.client() as client:
+        assert client.xinfo_consumers(quick.stream, "group") == []
+
+
+@BOTH
+def test_an_idle_relay_and_an_idle_consumer_end_with_a_summary(quick: Imsync, number: int) -> None:
+    relay, consumer = quick.start("relay"), quick.start("consume", "friend")
+    publish(quick, 20)  # by whichever of the two relays
+    eventually(lambda: settled(quick, "friend").total() == 20)
+    began = time.monotonic()
+    summary = quick.end(relay, number).expect(0).json()
+    assert summary["outbox"] == 0
+    assert quick.end(consumer, number).expect(0).json()["events"] == 20
+    assert time.monotonic() - began < 5
+
+
+def test_a_simulation_that_is_told_to_stop_publishes_what_it_has_accepted(quick: Imsync) -> None:
+    process = quick.start("publish", "user-update", "--count", 100_000, "--rate", 200)
+    eventually(lambda: quick.query("user", "SELECT count(*) FROM outbox WHERE sent_ms IS NOT NULL")[0][0] > 3)
+    counts = quick.end(process, signal.SIGINT).expect(0).json()
+    assert 3 < counts["accepted"] == counts["published"] < 100_000
+    assert counts["outbox"] == 0
+    assert quick.query("user", "SELECT count(*) FROM outbox") == [(counts["accepted"],)]
+
+
+def held_up_consumer(im: Imsync) -> tuple[str, Process]:
+    publish(im, 100)
+    process = im.start("consume", "group")
+    eventually(im.pending)
+    return "group", process
+
+
+def held_up_relay(im: Imsync) -> tuple[str, Process]:
+    process = im.start("relay")
+    with im.client() as client:
+        eventually(lambda: client.xlen(im.stream) == 100)
+    return "user", process
+
+
+@pytest.mark.parametrize("worker", ["consumer", "relay"])
+def test_a_second_signal_ends_at_once_and_does_no_harm(quick: Imsync, worker: str) -> None:
+    """The store is locked by somebody else, so that the first signal has to wait for the busy timeout (5 s)."""
+    if worker == "relay":
+        quick.json("publish", "user-update", "--count", 100, "--url", DEAD_PORT)
+    else:
+        publish(quick, 100)
+    with quick.locked("user" if worker == "relay" else "group"), quick.client() as client:
+        process = quick.start("relay") if worker == "relay" else quick.start("consume", "group")
+        eventually(lambda: client.xlen(quick.stream) == 100 if worker == "relay" else quick.pending())
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        eventually(lambda: not signals_waiting(process))
+        assert process.poll() is None  # it would have waited
+        done = quick.end(process, signal.SIGTERM)
+        assert time.monotonic() - began < 2
+        assert done.code == 128 + signal.SIGTERM
+    if worker == "relay":
+        assert quick.json("relay", "--until-empty")["outbox"] == 0
+    group, _ = finish(quick, "group", "friend")
+    assert group["applied"] + group["superseded"] == settled(quick).total() == 100
+
+
+def test_the_deadline_for_stopping_is_kept_and_told(quick: Imsync) -> None:
+    publish(quick, 100)
+    quick.set(CONSUMER_STOP_DEADLINE_SECONDS="0.2")
+    with held_up_before_the_commit(quick) as process:
+        began = time.monotonic()
+        done = quick.end(process, signal.SIGTERM).expect(1)
+        assert time.monotonic() - began < 2
+    assert "0.2 s" in done.err
+    finish(quick, "group", "friend")
+
+
+def signals_waiting(process: Process) -> int:
+    """The signals that the process was sent and has not taken yet, as a bit mask."""
+    with open(f"/proc/{process.pid}/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)

@@ -1,0 +1,354 @@
+"""What `Stream` promises, on every backend: fakeredis, Valkey 9.1, Redis 7.0 and Redis 6.2."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imsync.bus.stream import (
+    ConsumerInfo,
+    Entry,
+    GroupInfo,
+    Letter,
+    PendingSummary,
+    Stream,
+    StreamInfo,
+    following,
+    id_parts,
+)
+from imsync.errors import GroupMissing
+from tests.contract.conftest import KEY, Backend
+from tests.servers import eventually
+
+GROUP = "billing"
+NOBODY_ID = "1-1"
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def stream(stream_backend: Backend) -> Stream:
+    return stream_backend.stream()
+
+
+def ids_of(entries: list[Entry]) -> list[str]:
+    return [entry.id for entry in entries]
+
+
+def deliver(stream: Stream, count: int, consumer: str = "ann") -> list[str]:
+    """Appends so many entries and has a consumer read them; their ids."""
+    stream.create_group(GROUP)
+    ids = [stream.append(b"%d" % number) for number in range(count)]
+    assert ids_of(stream.read_new(GROUP, consumer, count)) == ids
+    return ids
+
+
+def deliveries(stream: Stream) -> dict[str, int]:
+    return {entry.id: entry.deliveries for entry in stream.pending(GROUP, count=100)}
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", bytes(range(256)), "名前 \u202e".encode(), b"x" * 70_000])
+def test_what_was_appended_is_read_back(stream: Stream, body: bytes) -> None:
+    entry_id = stream.append(body)
+    entry = Entry(entry_id, {b"event": body})
+    assert stream.range() == [entry]
+    assert entry.body == body
+
+
+def test_append_many_gives_the_ids_in_order(stream: Stream) -> None:
+    before = stream.append(b"before")
+    ids = stream.append_many([b"a", b"b", b"c"])
+    assert [(entry.id, entry.body) for entry in stream.range(following(before))] == list(
+        zip(ids, [b"a", b"b", b"c"], strict=True)
+    )
+    assert stream.append_many([]) == []
+    assert stream.length() == 4
+
+
+def test_acknowledging_counts_what_was_pending_until_now(stream: Stream) -> None:
+    first, second, third = deliver(stream, 3)
+    assert stream.acknowledge(GROUP, [first, second]) == 2
+    assert stream.acknowledge(GROUP, [first, second]) == 0
+    assert stream.acknowledge(GROUP, []) == 0
+    assert stream.acknowledge("nobody", [third]) == 0
+    assert list(deliveries(stream)) == [third]
+    assert stream.length() == 3
+
+
+def test_bury_moves_entries_to_the_dead_letters(stream_backend: Backend) -> None:
+    stream, dead = stream_backend.stream(), stream_backend.stream("contract:{orders}:dead:billing")
+    first, second, third = deliver(stream, 3)
+    letters = [
+        Letter(first, {b"reason": b"bad", b"raw.event": b"\x00"}),
+        Letter(third, {b"reason": b"worse"}),
+    ]
+    stream.bury(GROUP, dead.key, letters)
+    assert [entry.fields for entry in dead.range()] == [letter.fields for letter in letters]
+    assert list(deliveries(stream)) == [second]
+    assert ids_of(stream.range()) == [first, second, third]
+
+
+def test_delete_counts_what_there_was(stream: Stream) -> None:
+    first, second, third = (stream.append(b"x") for _ in range(3))
+    assert stream.delete([first, second, NOBODY_ID]) == 2
+    assert stream.delete([first]) == stream.delete([]) == 0
+    assert ids_of(stream.range()) == [third]
+
+
+# --- groups
+
+
+def test_a_group_is_created_once_and_reads_from_the_start(stream: Stream) -> None:
+    ids = [stream.append(b"early"), stream.append(b"earlier than the group")]
+    assert stream.create_group(GROUP) is True
+    assert ids_of(stream.read_new(GROUP, "ann", 1)) == ids[:1]
+    assert stream.create_group(GROUP) is False
+    assert ids_of(stream.read_new(GROUP, "ann", 9)) == ids[1:], "creating it again must not rewind it"
+
+
+def test_a_group_may_start_elsewhere_and_before_its_stream(stream: Stream) -> None:
+    assert stream.create_group("first of all") is True
+    assert stream.info() is not None
+    skipped, wanted = stream.append(b"skipped"), stream.append(b"wanted")
+    assert stream.create_group(GROUP, start=skipped) is True
+    assert ids_of(stream.read_new(GROUP, "ann", 9)) == [wanted]
+    assert ids_of(stream.read_new("first of all", "ann", 9)) == [skipped, wanted]
+
+
+def test_deleting_a_consumer_drops_what_it_holds(stream: Stream) -> None:
+    deliver(stream, 2, "ann")
+    (kept,) = deliver(stream, 1, "bob")
+    assert stream.delete_consumer(GROUP, "ann") == 2
+    assert stream.delete_consumer(GROUP, "ann") == 0
+    assert list(deliveries(stream)) == [kept]
+    assert [consumer.name for consumer in stream.consumers(GROUP)] == ["bob"]
+
+
+def test_groups_and_their_consumers(stream_backend: Backend) -> None:
+    stream = stream_backend.stream()
+    assert stream.groups() == []
+    first, second = deliver(stream, 2, "ann")
+    stream.append(b"undelivered")
+    stream.create_group("idle")
+    known = stream_backend.features.reports_lag
+    assert stream.groups() == [
+        GroupInfo(GROUP, consumers=1, pending=2, last_delivered_id=second, lag=1 if known else None),
+        GroupInfo("idle", consumers=0, pending=0, last_delivered_id="0-0", lag=3 if known else None),
+    ]
+    (ann,) = stream.consumers(GROUP)
+    assert ann == ConsumerInfo("ann", pending=2, idle_ms=ann.idle_ms)
+    assert 0 <= ann.idle_ms < 10_000
+    assert stream.consumers("idle") == []
+    stream.acknowledge(GROUP, [first])
+    assert [consumer.pending for consumer in stream.consumers(GROUP)] == [1]
+
+
+def test_info_knows_no_stream_from_an_empty_one(stream: Stream) -> None:
+    assert stream.info() is None
+    assert (stream.range(), stream.length()) == ([], 0)
+    first, second = stream.append(b"a"), stream.append(b"b")
+    assert stream.info() == StreamInfo(2, first, second, second)
+    stream.delete([second])
+    assert stream.info() == StreamInfo(1, first, first, second)
+    stream.delete([first])
+    assert stream.info() == StreamInfo(0, None, None, second)
+
+
+# --- reading
+
+
+def test_new_entries_go_to_one_consumer_each(stream: Stream) -> None:
+    stream.create_group(GROUP)
+    ids = [stream.append(b"x") for _ in range(5)]
+    assert ids_of(stream.read_new(GROUP, "ann", 2)) == ids[:2]
+    assert ids_of(stream.read_new(GROUP, "bob", 9)) == ids[2:]
+    assert stream.read_new(GROUP, "ann", 9) == []
+    assert stream.pending_summary(GROUP).by_consumer == {"ann": 2, "bob": 3}
+
+
+def test_a_blocking_read_wakes_up_when_an_entry_arrives(stream_backend: Backend) -> None:
+    reader, writer = stream_backend.stream(block_ms=20_000), stream_backend.stream()
+    writer.create_group(GROUP)
+    if not stream_backend.features.blocks_with_count:
+        assert reader.read_new(GROUP, "ann", 9, block_ms=20_000) == []
+        return
+    got: list[Entry] = []
+    client = stream_backend.client()
+    thread = threading.Thread(target=lambda: got.extend(reader.read_new(GROUP, "ann", 9, block_ms=20_000)))
+    thread.start()
+    try:
+        eventually(lambda: client.info("clients")["blocked_clients"] == 1)
+        assert not got
+    finally:
+        entry_id = writer.append(b"wake up")
+        thread.join(10)
+    assert got == [Entry(entry_id, {b"event": b"wake up"})]
+
+
+def test_a_blocking_read_gives_up_in_time(stream_backend: Backend) -> None:
+    stream = stream_backend.stream(block_ms=60)
+    stream.create_group(GROUP)
+    began = time.monotonic()
+    assert stream.read_new(GROUP, "ann", 9, block_ms=60) == []
+    assert (time.monotonic() - began >= 0.06) is stream_backend.features.blocks_with_count
+
+
+def test_own_entries_are_read_page_by_page(stream: Stream) -> None:
+    ids = deliver(stream, 5, "ann")
+    deliver(stream, 1, "bob")
+    stream.append(b"undelivered")
+    stream.acknowledge(GROUP, [ids[1]])
+    assert ids_of(stream.read_own(GROUP, "ann", "0", 2)) == [ids[0], ids[2]]
+    assert ids_of(stream.read_own(GROUP, "ann", ids[2], 2)) == ids[3:]
+    assert stream.read_own(GROUP, "ann", ids[4], 2) == []
+    assert stream.read_own(GROUP, "eve", "0", 9) == []
+    assert [deliveries(stream)[entry_id] for entry_id in [ids[0], *ids[2:]]] == [2, 2, 2, 2]
+
+
+def test_own_entries_that_were_deleted_are_empty(stream: Stream) -> None:
+    gone, there = deliver(stream, 2)
+    stream.delete([gone])
+    entries = stream.read_own(GROUP, "ann", "0", 9)
+    assert entries == [Entry(gone, {}), Entry(there, {b"event": b"1"})]
+    assert entries[0].body is None
+    assert stream.acknowledge(GROUP, [gone]) == 1
+
+
+def test_a_range_includes_its_ends(stream: Stream) -> None:
+    ids = [stream.append(b"x") for _ in range(5)]
+    assert ids_of(stream.range()) == ids
+    assert ids_of(stream.range(ids[1], ids[3])) == ids[1:4]
+    assert ids_of(stream.range(following(ids[1]))) == ids[2:]
+    assert ids_of(stream.range(ids[1], count=2)) == ids[1:3]
+    assert stream.range(following(ids[4])) == stream.range(NOBODY_ID, NOBODY_ID) == []
+
+
+# --- pending entries
+
+
+def test_pending_entries_by_range_consumer_and_idle_time(stream_backend: Backend) -> None:
+    stream = stream_backend.stream()
+    anns, bobs = deliver(stream, 3, "ann"), deliver(stream, 2, "bob")
+    first = stream.pending(GROUP, count=1)[0]
+    assert (first.id, first.consumer, first.deliveries) == (anns[0], "ann", 1)
+    assert 0 <= first.idle_ms < 10_000
+
+    def found(count: int = 9, **filters: object) -> list[str]:
+        return [entry.id for entry in stream.pending(GROUP, count=count, **filters)]  # type: ignore[arg-type]
+
+    assert found() == anns + bobs
+    assert found(count=2) == anns[:2]
+    assert found(start=anns[1], end=bobs[0]) == [*anns[1:], bobs[0]]
+    assert found(start=following(anns[1])) == [anns[2], *bobs]
+    assert found(consumer="bob") == bobs
+    assert found(consumer="eve") == []
+    stream_backend.let_time_pass(GROUP, "ann", anns[1:], 2 * HOUR_MS)
+    assert found(min_idle_ms=HOUR_MS) == anns[1:]
+    assert found(min_idle_ms=HOUR_MS, consumer="ann", count=1) == anns[1:2]
+    assert found(min_idle_ms=3 * HOUR_MS) == []
+
+
+def test_the_summary_of_pending_entries(stream: Stream) -> None:
+    stream.create_group(GROUP)
+    assert stream.pending_summary(GROUP) == PendingSummary(0, None, {})
+    anns, bobs = deliver(stream, 3, "ann"), deliver(stream, 1, "bob")
+    assert stream.pending_summary(GROUP) == PendingSummary(4, anns[0], {"ann": 3, "bob": 1})
+    stream.acknowledge(GROUP, anns)
+    assert stream.pending_summary(GROUP) == PendingSummary(1, bobs[0], {"bob": 1})
+
+
+def test_a_claim_takes_what_is_pending_and_idle_for_so_long(stream_backend: Backend) -> None:
+    stream = stream_backend.stream()
+    idle, busy, done = deliver(stream, 3)
+    stream.acknowledge(GROUP, [done])
+    stream_backend.let_time_pass(GROUP, "ann", [idle], HOUR_MS)
+    assert stream.claim(GROUP, "bob", [idle, busy, done, NOBODY_ID], HOUR_MS) == [
+        Entry(idle, {b"event": b"0"})
+    ]
+    assert stream.pending_summary(GROUP).by_consumer == {"ann": 1, "bob": 1}
+    assert deliveries(stream) == {idle: 2, busy: 1}
+    assert stream.claim(GROUP, "eve", [idle], HOUR_MS) == [], "a claim ends the idle time"
+
+
+def test_a_claim_leaves_out_what_was_trimmed(stream_backend: Backend) -> None:
+    stream = stream_backend.stream()
+    trimmed, there = deliver(stream, 2)
+    stream.delete([trimmed])
+    assert ids_of(stream.claim(GROUP, "bob", [trimmed, there], 0)) == [there]
+    forgotten = stream_backend.features.claim_forgets_trimmed
+    assert stream.pending_summary(GROUP).by_consumer == {"bob": 1 if forgotten else 2}
+    assert stream.acknowledge(GROUP, [trimmed]) == (0 if forgotten else 1)
+
+
+def test_keeping_ends_the_idle_time_and_counts_no_delivery(stream_backend: Backend) -> None:
+    stream = stream_backend.stream()
+    idle, busy = deliver(stream, 2)
+    stream_backend.let_time_pass(GROUP, "ann", [idle], HOUR_MS)
+    assert stream.keep(GROUP, "ann", [idle, busy, NOBODY_ID], HOUR_MS) == [idle]
+    assert stream.pending(GROUP, count=9, min_idle_ms=HOUR_MS) == []
+    assert deliveries(stream) == {idle: 1, busy: 1}
+    assert stream.pending_summary(GROUP).by_consumer == {"ann": 2}
+
+
+# --- what is not there
+
+NEEDS_A_GROUP: dict[str, Callable[[Stream], object]] = {
+    "consumers": lambda stream: stream.consumers(GROUP),
+    "delete_consumer": lambda stream: stream.delete_consumer(GROUP, "ann"),
+    "read_new": lambda stream: stream.read_new(GROUP, "ann", 1),
+    "read_new, blocking": lambda stream: stream.read_new(GROUP, "ann", 1, block_ms=10),
+    "read_own": lambda stream: stream.read_own(GROUP, "ann", "0", 1),
+    "pending_summary": lambda stream: stream.pending_summary(GROUP),
+    "pending": lambda stream: stream.pending(GROUP, count=1),
+    "claim": lambda stream: stream.claim(GROUP, "ann", [NOBODY_ID], 1),
+    "keep": lambda stream: stream.keep(GROUP, "ann", [NOBODY_ID], 1),
+}
+
+
+@pytest.mark.parametrize("command", NEEDS_A_GROUP.values(), ids=NEEDS_A_GROUP)
+@pytest.mark.parametrize("there_is", ["no stream", "no group", "another group"])
+def test_a_missing_group_is_always_the_same_error(
+    stream: Stream, there_is: str, command: Callable[[Stream], object]
+) -> None:
+    if there_is != "no stream":
+        stream.append(b"x")
+    if there_is == "another group":
+        stream.create_group("another")
+    with pytest.raises(GroupMissing, match="no such stream or group"):
+        command(stream)
+    assert (stream.info() is None) is (there_is == "no stream"), "asking must create nothing"
+
+
+def test_nothing_to_claim_is_nothing_to_do(stream: Stream) -> None:
+    deliver(stream, 1)
+    assert stream.claim(GROUP, "bob", [], 0) == []
+    assert stream.keep(GROUP, "bob", [], 0) == []
+
+
+# --- entry ids
+
+
+@pytest.mark.parametrize(("entry_id", "parts"), [("1-2", (1, 2)), ("17", (17, 0)), ("0-0", (0, 0))])
+def test_an_entry_id_as_numbers(entry_id: str, parts: tuple[int, int]) -> None:
+    assert id_parts(entry_id) == parts
+
+
+def test_entry_ids_order_as_the_server_orders_them(stream_backend: Backend) -> None:
+    client = stream_backend.client()
+    ids = ["9-10", "10-2", "10-10", "100-1", f"{2**64 - 1}-{2**64 - 1}"]
+    for entry_id in ids:
+        client.xadd(KEY, {b"event": b""}, id=entry_id)
+    stream = stream_backend.stream()
+    assert ids_of(stream.range()) == sorted(sorted(ids), key=id_parts) == ids
+
+
+@given(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)))
+def test_every_entry_id_survives_the_way_to_numbers_and_back(parts: tuple[int, int]) -> None:
+    assert id_parts("{}-{}".format(*parts)) == parts
