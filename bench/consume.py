@@ -122,15 +122,27 @@ def expert_store(workspace: Workspace, path: Path) -> None:
 
 def run(command: list[str], environment: dict[str, str]) -> tuple[dict[str, Any], float, float]:
     """Runs a process; its JSON result, CPU seconds and peak memory in MiB."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, cwd=TOP)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command} failed with {process.returncode}")
-    unit = 1024 if platform.system() == "Linux" else 1024 * 1024
-    return json.loads(output), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, cwd=TOP)
+        peak = 0.0
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            peak = max(peak, high_water_mib(process.pid))
+            time.sleep(0.01)
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        if process.returncode:
+            raise SystemExit(f"{command} failed with {process.returncode}")
+        output.seek(0)
+        return json.loads(output.read()), ended[2].ru_utime + ended[2].ru_stime, peak
+
+
+def high_water_mib(pid: int) -> float:
+    """The peak memory of a running process so far. (Its ru_maxrss would include that of the process it was forked
+    from.) 0 where there is no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 def wrong_rows(workspace: Workspace, path: Path) -> int:

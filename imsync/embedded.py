@@ -324,7 +324,7 @@ class EmbeddedServer:
         if not self._server_lives():
             return f"see {self._log}"
         pid = (self._folder / "running.lock").read_text().strip()
-        return f"see {self._log}; the server is process {pid}"
+        return f"see {self._log}" + (f"; the server is process {pid}" if pid else "")
 
     # --- up and down; the caller holds `server.lock`
 

@@ -52,11 +52,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def new_server(kind: str, *, appendonly: bool = False, **settings: object) -> Server:
-    """A server, not yet started. One that is missing here skips the test, and fails it in CI."""
+    """A server, not yet started. One that is missing here skips the test.
+
+    It fails the test where the development packages bring that server, and redis-server is always there in CI.
+    """
     try:
         return Server(kind, appendonly=appendonly, **settings)
     except ServerMissing as missing:
-        if missing.expected or os.environ.get("CI"):
+        if missing.expected or (os.environ.get("CI") and kind == "redis-7.0"):
             pytest.fail(f"{kind}: {missing}", pytrace=False)
         pytest.skip(f"{kind}: {missing}")
 

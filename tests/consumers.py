@@ -105,11 +105,15 @@ class Running:
 
     def result(self, within: float = 10.0) -> Counts:
         """What `run` returned or raised, once it has ended by itself."""
-        self._thread.join(within)
-        assert not self.running, f"still running after {within:g} s: {self.consumer.counts}"
+        self.join(within)
         if self._error is not None:
             raise self._error
         return self.consumer.counts
+
+    def join(self, within: float = 10.0) -> None:
+        """Waits until it has ended."""
+        self._thread.join(within)
+        assert not self.running, f"still running after {within:g} s: {self.consumer.counts}"
 
     def stop(self) -> Counts:
         """Asks it to stop; what `run` returned or raised."""
@@ -124,7 +128,7 @@ class Rig:
         self.bus = Bus.from_url(url)
         self.keys = self.bus.keys("notes")
         self.stream = self.bus.stream("notes")
-        self.client: Any = self.bus._client
+        self.client: Any = self.bus.endpoint.connect()
         self._started: list[Running] = []
 
     def publish(self, numbers: Iterable[int]) -> list[str]:
@@ -174,7 +178,8 @@ class Rig:
         for running in self._started:
             running.consumer.stop()
         for running in self._started:
-            running._thread.join(10)
+            running.join()
+        self.client.close()
         self.bus.close()
 
 

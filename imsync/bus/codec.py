@@ -61,9 +61,9 @@ def encode(event: Event, *, source: str) -> bytes:
     except (OverflowError, PydanticSerializationError) as error:
         raise DataError("invalid", f"{type(event).__name__} has a value that JSON cannot carry") from error
     envelope = f'{event.event_id}","time":"{time}Z"'
-    if (subject := event.subject()) is not None:
+    if (subject := event.event_subject()) is not None:
         envelope += f',"subject":{json.dumps(subject)}'
-    if (sequence := event.sequence()) is not None:
+    if (sequence := event.event_sequence()) is not None:
         envelope += f',"sequence":"{sequence:0{SEQUENCE_DIGITS}d}"'
     if event.traceparent is not None:
         envelope += f',"traceparent":{json.dumps(event.traceparent)}'

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FAILING_LIMIT = 1000
+"""A handler that fails on so many events at once gets no more, until some have become dead letters."""
+
 E = TypeVar("E", bound=Event)
 
 
@@ -201,18 +204,18 @@ class Consumer(Generic[E]):
     # ── where entries come from ──────────────────────────────────────────────────────────────────────
 
     def _room(self) -> int:
+        # failing entries are kept at hand: when there are very many, nothing more is taken on
+        room = self._options.batch if len(self._failing) < FAILING_LIMIT else 0
         limit = self._options.max_events
-        room = self._options.batch if limit is None else min(self._options.batch, limit - self.counts.events)
-        # failing entries are kept at hand: when there are many, nothing more is taken on
-        return max(0, room - len(self._failing))
+        return max(0, room if limit is None else min(room, limit - self.counts.events))
 
     def _own_entries(self) -> list[Entry]:
         """What this name already holds: after a restart, or after a connection broke in the middle."""
-        while self._own_after is not None:
-            entries = self._stream.read_own(self.group, self.name, self._own_after, self._options.batch)
+        while self._own_after is not None and (room := self._room()):
+            entries = self._stream.read_own(self.group, self.name, self._own_after, room)
             self._own_after = entries[-1].id if entries else None
             if fresh := [entry for entry in entries if entry.id not in self._failing]:
-                return self._delivered(fresh)
+                return fresh
         return []
 
     def _entries_of_the_dead(self) -> list[Entry]:
@@ -227,7 +230,7 @@ class Consumer(Generic[E]):
             self.counts.taken_over += len(entries)
         else:
             self._next_takeover = self._clock() + self._options.heartbeat_ms / 1000
-        return self._delivered(entries)
+        return entries
 
     def _new_entries(self) -> list[Entry]:
         room = self._room()
@@ -239,10 +242,6 @@ class Consumer(Generic[E]):
         entries = self._stream.read_new(self.group, self.name, room, block_ms)
         if not entries and self._failing:
             self._stop.wait(0.05)
-        return self._delivered(entries)
-
-    def _delivered(self, entries: list[Entry]) -> list[Entry]:
-        self.counts.events += len(entries)
         return entries
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
@@ -268,7 +267,7 @@ class Consumer(Generic[E]):
         if not isinstance(self._handler, SettlementLog):
             raise GroupMissing(
                 f"group {self.group} of {self._keys.stream} was deleted, and this handler would repeat its effects",
-                "decide where it should start, and create it with `imsync group create`",
+                "decide where it should start, and create it with XGROUP CREATE",
             ) from error
         log.error("group %s of %s was deleted: created again from the start", self.group, self._keys.stream)
         try:

@@ -57,7 +57,7 @@ def read(entry: Entry) -> DeadLetterRecord:
         message=text("message"),
         group=text("group"),
         consumer=text("consumer"),
-        deliveries=int(text("deliveries") or 0),
+        deliveries=int(count) if (count := text("deliveries")).isdecimal() and len(count) < 20 else 0,
         source_id=text("source_id"),
         event_id=text("event_id"),
         dead_at=text("dead_at"),

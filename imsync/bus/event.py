@@ -107,10 +107,10 @@ class Event(BaseModel):
         if destination is not None:
             cls.event_destination = check_name("destination", destination)
 
-    def subject(self) -> str | None:
+    def event_subject(self) -> str | None:
         """The CloudEvents subject: what the event is about within its source, or None."""
         return None
 
-    def sequence(self) -> int | None:
+    def event_sequence(self) -> int | None:
         """The position of this event among those of its subject (a version), or None."""
         return None

@@ -85,6 +85,6 @@ def remaining_ms(client: Redis, keys: Keys, group: str, consumers: Iterable[str]
         return {}
     pipeline = client.pipeline(transaction=False)
     for name in names:
-        pipeline.pttl(keys.alive(group, name))
+        pipeline.pttl(keys.alive(group, name).encode(errors="surrogateescape"))
     with translated(where):
         return {name: max(0, left) for name, left in zip(names, pipeline.execute(), strict=True)}

@@ -27,21 +27,27 @@ E = TypeVar("E", bound=Event)
 
 @dataclass(slots=True)
 class Counts:
-    """What was done so far. `events` are deliveries; each of them is in exactly one of applied, superseded,
-    duplicates, dead, ignored, lost, or is still pending because the handler failed on it.
+    """What was done so far. Each delivery is in exactly one of applied, superseded, duplicates, dead, ignored,
+    lost, or in `failing`: still pending because the handler failed on it.
     """
 
-    events: int = 0
     applied: int = 0
     superseded: int = 0
     duplicates: int = 0
     dead: int = 0
     ignored: int = 0
     lost: int = 0
+    failing: int = 0
     taken_over: int = 0
     retries: int = 0
     troubles: int = 0
     left_pending: int = 0
+
+    @property
+    def events(self) -> int:
+        """Deliveries that came to something. One that trouble cut short is not among them: it comes again."""
+        ends = self.applied + self.superseded + self.duplicates + self.dead + self.ignored + self.lost
+        return ends + self.failing
 
     def count(self, effect: Effect) -> None:
         """Counts an acknowledged delivery."""
@@ -109,6 +115,7 @@ class Processor(Generic[E]):
         Raises:
             InfrastructureError: Redis or the store is in trouble. What was not acknowledged is still pending.
         """
+        before = failures or {}
         received: list[Received[E]] = []
         done: list[str] = []
         dead: list[Rejected] = []
@@ -124,13 +131,14 @@ class Processor(Generic[E]):
                 dead.append(Rejected(None, entry.id, DeadLetter(error.reason, error.message)))
                 continue
             if event is None:
-                self.counts.ignored += 1
                 done.append(entry.id)
             else:
                 received.append(Received(event, entry.id))
         by_id = {entry.id: entry for entry in entries}
-        for delivery, outcome in zip(received, self._apply(received), strict=True):
-            attempts = (failures or {}).get(delivery.entry_id, 0) + 1
+        outcomes = self._apply(received)
+        self.counts.ignored += len(done)
+        for delivery, outcome in zip(received, outcomes, strict=True):
+            attempts = before.get(delivery.entry_id, 0) + 1
             match self._retry.decide(outcome, attempts):
                 case Ack(effect):
                     self.counts.count(effect)
@@ -143,6 +151,7 @@ class Processor(Generic[E]):
         self._stream.acknowledge(self._group, done)
         self._bury(dead, by_id)
         self.give_up(lost)
+        self.counts.failing += len(failed) - sum(entry.id in before for entry in entries)
         return failed
 
     def give_up(self, lost: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as redis_errors
 
 from imsync.bus.connection import as_imsync_error, translated
-from imsync.errors import ImsyncError
+from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -151,8 +151,18 @@ class Stream:
     def bury(self, group: str, dead_key: str, letters: Sequence[Letter]) -> None:
         """Moves entries to the dead letters: XADD there and XACK here, in one MULTI.
 
-        A plain pair would lose the entry under `maxmemory noeviction`, where XADD fails and XACK works.
+        A plain pair would lose the entry under `maxmemory noeviction`, where XADD fails and XACK works. A MULTI is
+        refused as a whole for that, but not when XADD meets a key of another type, so that is looked at first.
+
+        Raises:
+            RedisRefused: the dead letters cannot be written. The entries stay pending.
         """
+        with translated(self.where):
+            kind: bytes = self._client.type(dead_key)
+        if kind not in (b"none", b"stream"):
+            raise RedisRefused(
+                f"{dead_key} at {self.where} is a {kind.decode()}, not a stream of dead letters", "rename or delete it"
+            )
         transaction = self._client.pipeline(transaction=True)
         for letter in letters:
             transaction.xadd(dead_key, dict(letter.fields))
@@ -183,7 +193,7 @@ class Stream:
         with translated(self.where):
             return [
                 GroupInfo(
-                    name=row["name"].decode(),
+                    name=_name(row["name"]),
                     consumers=row["consumers"],
                     pending=row["pending"],
                     last_delivered_id=row["last-delivered-id"].decode(),
@@ -196,7 +206,7 @@ class Stream:
         """XINFO CONSUMERS."""
         with translated(self.where):
             return [
-                ConsumerInfo(row["name"].decode(), row["pending"], row["idle"])
+                ConsumerInfo(_name(row["name"]), row["pending"], row["idle"])
                 for row in self._client.xinfo_consumers(self.key, group)
             ]
 
@@ -248,6 +258,14 @@ class Stream:
         with translated(self.where):
             return _entries(self._client.xrange(self.key, start, end, count=count))
 
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that the stream holds, in one round trip."""
+        pipeline = self._client.pipeline(transaction=False)
+        for entry_id in ids:
+            pipeline.xrange(self.key, entry_id, entry_id, count=1)
+        with translated(self.where):
+            return {entry_id for entry_id, rows in zip(ids, pipeline.execute(), strict=True) if rows}
+
     def length(self) -> int:
         """XLEN; 0 when there is no stream."""
         with translated(self.where):
@@ -263,7 +281,7 @@ class Stream:
         return PendingSummary(
             count=reply["pending"],
             oldest_id=oldest.decode() if oldest else None,
-            by_consumer={row["name"].decode(): row["pending"] for row in reply["consumers"]},
+            by_consumer={_name(row["name"]): row["pending"] for row in reply["consumers"]},
         )
 
     def pending(
@@ -277,14 +295,15 @@ class Stream:
         min_idle_ms: int = 0,
     ) -> list[PendingEntry]:
         """XPENDING with a range: at most `count` pending entries in the order of their ids."""
+        holder = None if consumer is None else consumer.encode(errors="surrogateescape")
         with translated(self.where):
             rows = self._client.xpending_range(
-                self.key, group, start, end, count, consumername=consumer, idle=min_idle_ms or None
+                self.key, group, start, end, count, consumername=holder, idle=min_idle_ms or None
             )
         return [
             PendingEntry(
                 id=row["message_id"].decode(),
-                consumer=row["consumer"].decode(),
+                consumer=_name(row["consumer"]),
                 idle_ms=row["time_since_delivered"],
                 deliveries=row["times_delivered"],
             )
@@ -319,6 +338,13 @@ class Stream:
         """XDEL; how many there were."""
         with translated(self.where):
             return int(self._client.xdel(self.key, *ids)) if ids else 0
+
+
+def _name(raw: bytes) -> str:
+    """A group's or consumer's name. Whoever may use the server has chosen it, and it need not be text: other bytes
+    become surrogates, and the same bytes on their way back.
+    """
+    return raw.decode(errors="surrogateescape")
 
 
 def _entries(rows: Any) -> list[Entry]:

@@ -18,16 +18,26 @@ def main(argv: Sequence[str] | None = None, *, default_config: Path | None = Non
         default_config: the configuration file of last resort, for a checkout.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     try:
         code = _run(args, default_config)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader has gone; nothing that is still buffered may be written at exit
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whose reader has gone on purpose
+            print(f"imsync: standard input or output: {error.strerror}", file=sys.stderr)
+        # nothing that is still buffered may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Python gives None for a stream that the caller has closed (`>&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the life of the process
 
 
 def _run(args: list[str], default_config: Path | None) -> int:
@@ -48,15 +58,20 @@ def _run(args: list[str], default_config: Path | None) -> int:
         return _report(args, "usage", error.format_message(), hint, 2)
     except ImsyncError as error:
         return _report(args, error.kind, error.message, error.hint, error.exit_code)
-    except (BrokenPipeError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
     except Exception as error:
-        if os.environ.get("IMSYNC_DEBUG"):
+        if os.environ.get("IMSYNC_DEBUG") or _is_about_a_stream(error):
             raise
         return _report(
             args, "internal", f"unexpected {type(error).__name__}: {error}",
             "this is a defect: IMSYNC_DEBUG=1 shows where it happened", 1,
         )  # fmt: skip
+
+
+def _is_about_a_stream(error: Exception) -> bool:
+    """Whether standard input or output failed: unlike that of a file, the error names none."""
+    return isinstance(error, OSError) and error.filename is None
 
 
 def _report(args: list[str], kind: str, message: str, hint: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -24,6 +25,8 @@ from imsync.cli import (
 app = typer.Typer(
     name="imsync",
     no_args_is_help=True,
+    # help in colours costs 0.1 s of imports, and a pipe has no use for it
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -21,7 +21,7 @@ def list_(
     group: Annotated[
         str | None, typer.Option(help="Only this service: group or friend. Both without.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many of each, the oldest first.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many of each, the oldest first.")] = 100,
 ) -> None:
     """List the dead letters with their reasons.
 
@@ -33,6 +33,7 @@ def list_(
 
     if group is not None and group not in PROJECTIONS:
         raise UsageError(f"no service {group!a}", f"one of {', '.join(PROJECTIONS)}")
+    run.expect_stores()
     rows: list[tuple[object, ...]] = []
     for service in [group] if group else PROJECTIONS:
         stream = run.bus.dead_letters(run.settings.destination, service)

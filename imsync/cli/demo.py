@@ -25,9 +25,11 @@ def demo(
     run: Run,
     seed: Annotated[int, typer.Option(help="The same seed makes the same users and edits.")] = 7,
 ) -> None:
-    """Watch profile edits flow through a real server, a consumer being killed, and the copies proved right.
+    """Watch edits flow, a consumer die, and the copies proved right.
 
-    Everything happens in a temporary folder, on a server of its own; nothing is left when it ends.
+    Profile edits go through a real server to two services; one of the consumers is killed with SIGKILL in the
+    middle of a batch, another takes over, and every copy is compared with its source. Everything happens in a
+    temporary folder, on a server of its own; nothing is left when it ends.
     """
     from imsync.cli.story import Scale, Story
 

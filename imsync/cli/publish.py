@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -180,9 +181,9 @@ class _Session:
             data["invalid"] = self.invalid
         if self.rejected:
             data["errors"] = self.rejected
-        counts = ", ".join(f"{value} {name}" for name, value in data.items() if isinstance(value, int) and value)
-        waiting = f" ({backlog.unsent} wait in the outbox)" if backlog.unsent else ""
-        self.run.out.result(data, (counts.replace(f", {backlog.unsent} outbox", "") or "nothing to do") + waiting)
+        names = {"outbox": "waiting in the outbox"}
+        counts = [f"{n:,} {names.get(name, name)}" for name, n in data.items() if isinstance(n, int) and n]
+        self.run.out.result(data, ", ".join(counts) or "nothing to do")
         self.store.close()
         if self.rejected:
             raise typer.Exit(2)
@@ -197,6 +198,7 @@ def _one(session: _Session, user: int, fields: dict[str, str | None]) -> None:
 
 
 def _simulate(session: _Session, count: int, rate: float | None, seed: int) -> None:
+    from imsync.cli.signals import stopping
     from imsync.errors import UsageError
     from imsync.im.simulator import simulate_edits
     from imsync.im.user_store import ProfileEdit
@@ -204,8 +206,12 @@ def _simulate(session: _Session, count: int, rate: float | None, seed: int) -> N
     if not session.store.is_demo:
         raise UsageError(f"{session.store.path} is not demo data", "the simulator edits only what `imsync init` made")
     edits = simulate_edits(session.store.active_ids(), count=count, seed=seed, rate=rate)
-    with session.run.out.progress("editing", count) as advance:
-        for chunk in _paced(edits) if rate is not None else _chunks(edits):
+    stop = threading.Event()
+    deadline = session.run.settings.consumer.stop_deadline_seconds
+    with session.run.out.progress("editing", count) as advance, stopping(stop.set, deadline_seconds=deadline):
+        for chunk in _paced(edits, stop) if rate is not None else _chunks(edits):
+            if stop.is_set():
+                break
             session.edit(
                 [
                     ProfileEdit(
@@ -226,15 +232,16 @@ def _chunks(edits: Iterator[SimulatedEdit]) -> Iterator[list[SimulatedEdit]]:
         yield chunk
 
 
-def _paced(edits: Iterator[SimulatedEdit]) -> Iterator[list[SimulatedEdit]]:
-    """The edits when their time has come, as many at once as are due."""
+def _paced(edits: Iterator[SimulatedEdit], stop: threading.Event) -> Iterator[list[SimulatedEdit]]:
+    """The edits when their time has come, as many at once as are due, until told to stop."""
     began = time.monotonic()
     chunk: list[SimulatedEdit] = []
     for edit in edits:
         if chunk and (edit.at > time.monotonic() - began or len(chunk) == CHUNK):
             yield chunk
             chunk = []
-        time.sleep(max(0.0, began + edit.at - time.monotonic()))
+        if stop.wait(max(0.0, began + edit.at - time.monotonic())):
+            return
         chunk.append(edit)
     if chunk:
         yield chunk

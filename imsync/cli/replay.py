@@ -11,6 +11,7 @@ from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
     from imsync.bus.replay import Planned, Selection
+    from imsync.cli.render import Output
 
 
 _YES = {True: "yes", False: "no"}
@@ -50,9 +51,10 @@ def pending(
 
     if group is not None and group not in PROJECTIONS:
         raise UsageError(f"no service {group!a}", f"one of {', '.join(PROJECTIONS)}")
-    if bad := [each for each in id or () if not re.fullmatch(r"\d{1,20}(-\d{1,20})?", each)]:
+    if bad := [each for each in id or () if not _is_entry_id(each)]:
         raise UsageError(f"bad entry id {bad[0][:40]!a}", "such as 1795413835783-0")
     selection = Selection(milliseconds(min_idle), consumer, tuple(id or ()), limit)
+    run.expect_stores()
     totals = dict.fromkeys(
         ("planned", "taken_over", "applied", "superseded", "duplicates", "dead", "lost", "failed"), 0
     )
@@ -66,9 +68,15 @@ def pending(
                 totals[name] += value
     if run.as_json:
         run.out.row({**totals, "dry_run": dry_run, "entries": entries})
-        return
+    else:
+        _print(run.out, totals, entries, dry_run=dry_run)
+    if totals["failed"]:
+        raise typer.Exit(1)
+
+
+def _print(out: Output, totals: dict[str, int], entries: list[dict[str, object]], *, dry_run: bool) -> None:
     if entries:
-        run.out.table(
+        out.table(
             ("group", "entry", "owner", "alive", "#idle s", "#deliveries"),
             [
                 (e["group"], e["id"], e["owner"], _YES[bool(e["owner_alive"])], e["idle_seconds"], e["deliveries"])
@@ -79,6 +87,12 @@ def pending(
             print(f"… and {len(entries) - 50:,} more")
     done = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in totals.items() if value)
     print((done or "nothing is pending") + (" (dry run: nothing was changed)" if dry_run and entries else ""))
+
+
+def _is_entry_id(text: str) -> bool:
+    """Whether Redis takes it for one: a 64-bit number of milliseconds, and one that counts within them."""
+    numbers = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", text)
+    return numbers is not None and all(int(each) < 2**64 for each in numbers.groups(default="0"))
 
 
 def _plan(run: Run, service: str, selection: Selection) -> list[Planned]:

@@ -97,6 +97,19 @@ class Run:
             )
         return Bus(endpoint, prefix=settings.prefix)
 
+    def expect_stores(self) -> None:
+        """For commands that open no store: a mistyped data folder must not get an empty server of its own.
+
+        Raises:
+            StoreUnusable: no URL is configured, and the data folder has no stores.
+        """
+        from imsync.errors import StoreUnusable
+
+        if not self.settings.url and not any(path.exists() for path in self.workspace.files):
+            raise StoreUnusable(
+                f"there are no stores in {self.settings.data_dir}", "run `imsync init` first, or check --data-dir"
+            )
+
     def consumer_options(self, **overrides: Any) -> ConsumerOptions:
         """How consumers work, by the settings and a command's own options."""
         from imsync.bus import ConsumerOptions, RetryPolicy

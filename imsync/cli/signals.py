@@ -6,6 +6,7 @@ Ending at once is harmless: what was not committed was not acknowledged either.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -13,26 +14,61 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def stopping(stop: Callable[[], None], *, deadline_seconds: float) -> Iterator[None]:
-    """Calls `stop` on the first signal; ends the process on the second, or when the deadline has passed."""
+    """Calls `stop` on the first signal; ends the process on the second, or when the deadline has passed.
 
-    def end(status: int) -> None:
-        sys.stderr.flush()
-        os._exit(status)
-
-    def first(number: int, frame: FrameType | None) -> None:
-        stop()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda again, _: end(128 + again))
-        timer = threading.Timer(deadline_seconds, end, (1,))
-        timer.daemon = True
-        timer.start()
-
-    before = {each: signal.signal(each, first) for each in (signal.SIGINT, signal.SIGTERM)}
+    `stop` is called on a thread of its own. Python runs signal handlers on the main thread, between two of its
+    instructions, and that thread may be inside SQLite until a busy timeout ends; the number of a signal is
+    written to a pipe at once (https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd).
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    watcher = threading.Thread(target=_watch, args=(reader, stop, deadline_seconds), name="imsync-signals", daemon=True)
+    woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {each: signal.signal(each, _noted) for each in _SIGNALS}
+    watcher.start()
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+        signal.set_wakeup_fd(woken_before)
+        os.close(writer)  # ends the watcher
+        watcher.join()
+        os.close(reader)
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """A handler must be there for the number to be written; the watcher does the rest."""
+
+
+def _watch(reader: int, stop: Callable[[], None], deadline_seconds: float) -> None:
+    if _next_signal(reader) is None:
+        return
+    stop()
+    finished_or_again, _, _ = select.select([reader], [], [], deadline_seconds)
+    if not finished_or_again:
+        print(
+            f"imsync: not finished within {deadline_seconds:g} s: what was not committed is delivered again",
+            file=sys.stderr,
+        )
+        _end(1)
+    if number := _next_signal(reader):
+        _end(128 + number)
+
+
+def _next_signal(reader: int) -> int | None:
+    """Waits for one of the signals; None when there will be none."""
+    while written := os.read(reader, 1):
+        if written[0] in _SIGNALS:
+            return written[0]
+    return None
+
+
+def _end(status: int) -> None:
+    sys.stderr.flush()
+    os._exit(status)

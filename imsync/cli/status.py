@@ -19,9 +19,10 @@ def register(app: typer.Typer) -> None:
 
 
 def status(run: Run) -> None:
-    """Show each group's lag, pending entries, consumers and accounting, and what needs attention.
+    """Show how every group is doing, and what needs attention.
 
-    Exits with 3 when something does.
+    That is its lag, pending entries, living consumers, dead letters and the accounting of its events. Exits with
+    3 when something does.
     """
     from dataclasses import asdict
 

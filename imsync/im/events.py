@@ -47,11 +47,11 @@ class IMBaseEvent(Event):
         """The logical topic."""
         return self.event_destination
 
-    def subject(self) -> str:
+    def event_subject(self) -> str:
         """The user's id, as text."""
         return str(self.id)
 
-    def sequence(self) -> int:
+    def event_sequence(self) -> int:
         """The version."""
         return self.version
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from imsync.bus.stream import Stream, following, id_parts
 from imsync.errors import GroupMissing
 
@@ -15,18 +17,17 @@ class GroupFlight:
         self._stream = stream
         self._group = group
         self._last_delivered = (0, 0)
-        self._first: tuple[int, int] | None = None
+        self._existing: set[str] = set()
         self._pending: set[str] = set()
 
-    def refresh(self) -> None:
+    def refresh(self, entry_ids: Sequence[str]) -> None:
         """Looks at the group: first how far it was given entries, then what it holds. An entry that is neither
         undelivered nor pending was then settled before this returns.
         """
         groups = {info.name: info.last_delivered_id for info in self._stream.groups()}
         self._last_delivered = id_parts(groups.get(self._group, "0-0"))
         self._pending = self._pending_ids()
-        info = self._stream.info()
-        self._first = id_parts(info.first_id) if info and info.first_id else None
+        self._existing = self._stream.existing(entry_ids)
 
     def is_undelivered(self, entry_id: str) -> bool:
         """Whether the group was not given this entry when last looked at."""
@@ -36,9 +37,9 @@ class GroupFlight:
         """Whether a consumer held it when last looked at."""
         return entry_id in self._pending
 
-    def is_trimmed(self, entry_id: str) -> bool:
-        """Whether the stream began after this entry when last looked at."""
-        return self._first is None or id_parts(entry_id) < self._first
+    def is_gone(self, entry_id: str) -> bool:
+        """Whether the stream did not hold the entry when last looked at."""
+        return entry_id not in self._existing
 
     def _pending_ids(self) -> set[str]:
         ids: set[str] = set()

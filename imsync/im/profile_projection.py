@@ -129,7 +129,9 @@ class ProfileProjection:
                 for key, received in zip(keys, batch, strict=True)
             ]
             self._record(connection, keys, batch, outcomes, known)
-            self._add_staleness(connection, winners.values())
+            now_ms = _now_ms()
+            ages = [now_ms - replica.occurred_ms for replica in replicas.values()]
+            self._settlements.add_staleness(connection, ages, now_ms)
             self._raise_alarms(connection, [event for event in events if winners.get(event.id) is not event], replicas)
         return outcomes
 
@@ -177,11 +179,6 @@ class ProfileProjection:
         ordered = sorted(replicas, key=lambda replica: replica.user_id)  # as the tables are clustered
         connection.executemany(REPLICA_SQL["write_replica"], ordered)
         connection.executemany(self.sql["write_copies"], [(r.nick_name, r.head_image, r.user_id) for r in ordered])
-
-    def _add_staleness(self, connection: sqlite3.Connection, applied: Iterable[IMBaseEvent]) -> None:
-        now = time.time()
-        ages = [(now - event.occurred_at.timestamp()) * 1000 for event in applied]
-        self._settlements.add_staleness(connection, ages, int(now * 1000))
 
     def _raise_alarms(
         self,
@@ -233,7 +230,7 @@ class ProfileProjection:
 
     def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile]) -> None:
         """Fills a fresh store from a snapshot of the source."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = _now_ms()
         connection.execute(REPLICA_SQL["set_meta"], ("store_id", str(uuid4())))
         connection.executemany(
             REPLICA_SQL["write_replica"],
@@ -254,6 +251,10 @@ class ProfileProjection:
         for start in range(0, len(ids), _LOOKUP_CHUNK):
             chunk = ids[start : start + _LOOKUP_CHUNK]
             yield from self._database.query(REPLICA_SQL[statement] + placeholders(len(chunk)), chunk)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _as_source(p: Profile) -> SourceState:

@@ -79,8 +79,8 @@ class Verdict:
 class Flight(Protocol):
     """What is on its way to a group, as it was at the last `refresh`."""
 
-    def refresh(self) -> None:
-        """Looks at the group again."""
+    def refresh(self, entry_ids: Sequence[str]) -> None:
+        """Looks at the group, and at these entries, again."""
         ...
 
     def is_undelivered(self, entry_id: str) -> bool:
@@ -91,8 +91,8 @@ class Flight(Protocol):
         """Whether a consumer holds this entry unacknowledged."""
         ...
 
-    def is_trimmed(self, entry_id: str) -> bool:
-        """Whether the entry has left the stream."""
+    def is_gone(self, entry_id: str) -> bool:
+        """Whether one of these entries is no longer in the stream: trimmed, deleted, or lost by the server."""
         ...
 
 
@@ -202,7 +202,7 @@ class _Side:
             self._flight = self._flight_to(self._projection.name)
         sources = {key: (self._users.state(key), self._users.latest_event(key)) for key in self._suspects}
         self._suspects.clear()
-        self._flight.refresh()
+        self._flight.refresh([latest[1] for _, latest in sources.values() if latest and latest[1]])
         moved: list[int] = []
         for key, (source, latest) in sources.items():
             copy = self._projection.state(key)
@@ -241,7 +241,7 @@ class _Side:
         if entry_id is None:
             return None  # it waits in the outbox
         if flight.is_undelivered(entry_id) or flight.is_pending(entry_id):
-            return Cause.LOST if flight.is_trimmed(entry_id) else None
+            return Cause.LOST if flight.is_gone(entry_id) else None
         return cause
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from imsync.errors import StoreUnusable
 
-CACHE_KIB = 16 * 1024
+CACHE_KIB = 8 * 1024
 CHECKPOINT_PAGES = 8000
 """How many pages of 4 KiB the write-ahead log grows to before it is copied into the file: a batch touches about a
 thousand, and the default would copy them after every one."""
 
 _HINTS = {
-    "locked": "another process holds it; this is retried",
+    "locked": "another process is writing to it: try again",
     "full": "free some disk space; nothing is lost meanwhile",
     "readonly": "check the permissions of the file and its folder",
     "malformed": "the file is damaged: restore it, or rebuild it from the source",

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,7 @@ from tests.acceptance.driver import Imsync, free_port
 from tests.servers import Server, StartServer
 
 USERS, GROUPS = 300, 40
-
-Make = Callable[..., Imsync]
+EDITS = 1000
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         imsync.close()
     assert not list(imsync.data.glob("*.db-wal")), "the last process to close a store empties its log"
+    return imsync.data
+
+
+@pytest.fixture(scope="session")
+def busy_template(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    """The same after `EDITS` edits, which are published and which nobody has consumed."""
+    imsync = Imsync(tmp_path_factory.mktemp("busy"))
+    shutil.copytree(template, imsync.data)
+    try:
+        imsync.ok("publish", "user-update", "--count", EDITS)
+    finally:
+        imsync.close()
     return imsync.data
 
 
@@ -46,18 +58,28 @@ def im(bare: Imsync, template: Path) -> Imsync:
 
 
 @pytest.fixture
-def on_server(im: Imsync, server: Server) -> Imsync:
-    """The command line on made stores and an empty server that other tests use too, through --url's variable."""
+def stores(im: Imsync) -> Imsync:
+    """The command line on made stores alone, that never had a server of their own."""
     shutil.rmtree(im.data / "redis")
-    im.set(URL=server.url)
+    (im.data / "server.lock").unlink()
     return im
+
+
+@pytest.fixture
+def on_server(stores: Imsync, server: Server) -> Imsync:
+    """The command line on made stores and a server that other tests use too, with the groups of `init`."""
+    stores.set(URL=server.url)
+    with stores.client() as client:
+        for group in ("group", "friend"):
+            client.xgroup_create(stores.stream, group, "0", mkstream=True)
+    return stores
 
 
 @pytest.fixture
 def tcp_server(start_server: StartServer) -> Callable[..., tuple[Server, str]]:
     """Starts a server of the test's own on loopback TCP; the server and its URL."""
 
-    def start(kind: str, **settings: object) -> tuple[Server, str]:
+    def start(kind: str, **settings: Any) -> tuple[Server, str]:
         port = free_port()
         return start_server(kind, port=port, bind="127.0.0.1", **settings), f"redis://127.0.0.1:{port}/0"
 

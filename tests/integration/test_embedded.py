@@ -278,6 +278,7 @@ def test_a_starter_killed_half_way_does_not_lead_to_two_servers(
     code = "from imsync import embedded; embedded.find_server_binary = lambda: Path(sys.argv[2])\n" + START
     child = python(code, server.data_dir, embedded.find_server_binary())
     eventually(lambda: spawned.exists() and spawned.read_text().endswith("\n"))
+    eventually(lambda: (server.data_dir / "redis" / "running.lock").read_text().endswith("\n"))
     child.kill()
     child.communicate()
 
@@ -310,9 +311,7 @@ def test_a_server_that_hangs_is_neither_replaced_nor_killed(
     assert (server.start().pid, times_started(server)) == (pid, 1)
 
 
-def test_the_lock_is_waited_for_with_a_deadline(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_is_waited_for_with_a_deadline(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.start()
     monkeypatch.setattr(embedded, "LOCK_SECONDS", 0.1)
     with (server.data_dir / "server.lock").open() as lock:
@@ -383,12 +382,8 @@ def test_the_last_words_of_a_server_that_cannot_start_are_told(server: EmbeddedS
     assert server.stop() is False
 
 
-def test_the_last_words_are_one_harmless_line(
-    server: EmbeddedServer, run_instead: Callable[[str], None]
-) -> None:
-    run_instead(
-        r"printf '7:M 23 Nov 2025 06:00:00.000 # no luck\n7:M 23 Nov 2025 06:00:00.001 # bye \033[2J\n\n'"
-    )
+def test_the_last_words_are_one_harmless_line(server: EmbeddedServer, run_instead: Callable[[str], None]) -> None:
+    run_instead(r"printf '7:M 23 Nov 2025 06:00:00.000 # no luck\n7:M 23 Nov 2025 06:00:00.001 # bye \033[2J\n\n'")
     with pytest.raises(ImsyncError) as raised:
         server.start()
     assert raised.value.message == "the embedded server ended while starting: bye ?[2J"
@@ -476,9 +471,7 @@ def test_long_paths_get_a_short_socket(length: int, make: Make, runtime_dir: Pat
     assert list(runtime_dir.glob("imsync-*")) == []
 
 
-def test_without_a_short_folder_a_long_path_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_short_folder_a_long_path_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("d" * 120)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")

@@ -90,9 +90,7 @@ def test_creating_and_deleting_are_events_too(store: UserStore, path: Path) -> N
     assert contents(path) == before
 
 
-def test_edits_of_unknown_and_deleted_users_are_rejected_and_the_others_applied(
-    store: UserStore, path: Path
-) -> None:
+def test_edits_of_unknown_and_deleted_users_are_rejected_and_the_others_applied(store: UserStore, path: Path) -> None:
     edits = [nick(77, "x"), nick(1, "B"), nick(3, "back"), nick(2, "N")]
     report = store.edit_many(edits)
     assert [(r.index, type(r.error), r.error.message) for r in report.rejected] == [
@@ -150,9 +148,7 @@ def test_bounds_of_an_edit(values: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_just_within_the_bounds() -> None:
-    edit = ProfileEdit.checked(
-        user_id=2**63 - 1, nick_name="😀" * 255, head_image="x" * 2048, head_image_thumb=""
-    )
+    edit = ProfileEdit.checked(user_id=2**63 - 1, nick_name="😀" * 255, head_image="x" * 2048, head_image_thumb="")
     assert (edit.user_id, len(edit.nick_name or ""), edit.head_image_thumb) == (2**63 - 1, 255, "")
 
 
@@ -169,9 +165,7 @@ def test_what_is_just_within_the_bounds() -> None:
         ("AFTER UPDATE ON im_user WHEN new.id = 2", "ROLLBACK"),
     ],
 )
-def test_when_either_cannot_be_written_neither_is(
-    store: UserStore, path: Path, moment: str, action: str
-) -> None:
+def test_when_either_cannot_be_written_neither_is(store: UserStore, path: Path, moment: str, action: str) -> None:
     store.edit(nick(1, "before"))
     before = contents(path)
     sql(path, f"CREATE TRIGGER sabotage {moment} BEGIN SELECT RAISE({action}, 'no'); END")
@@ -229,9 +223,7 @@ def test_the_outbox_from_waiting_to_sent(path: Path) -> None:
     assert store.backlog() == OutboxBacklog(3, 1.5)
     rows = store.unsent(10)
     assert [(row.seq, row.user_id) for row in rows] == [(1, 1), (2, 2), (3, 1)]
-    assert [row.body for row in rows] == [
-        body for (body,) in sql(path, "SELECT body FROM outbox ORDER BY seq")
-    ]
+    assert [row.body for row in rows] == [body for (body,) in sql(path, "SELECT body FROM outbox ORDER BY seq")]
     assert [row.seq for row in store.unsent(1, after_seq=1)] == [2]
     assert store.latest_event(1) == (3, None)
     assert store.mark_sent([(1, "5-0"), (3, "5-1"), (3, "5-2")]) == 2  # a repeat counts once

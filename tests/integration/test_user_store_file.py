@@ -61,9 +61,7 @@ def test_two_processes_that_edit_one_user_lose_nothing(store: UserStore, path: P
     assert [event.version for event in told] == list(range(2, 2 * each + 3))
     assert len({event.event_id for event in told}) == len(told)
     following = {"-": "0000"} | {f"{n:04d}": f"{n + 1:04d}" for n in range(each)}
-    for before, after in pairwise(
-        told
-    ):  # each edit changed its own field and kept what the other had written
+    for before, after in pairwise(told):  # each edit changed its own field and kept what the other had written
         assert (after.nick_name, after.head_image) in {
             (following[before.nick_name], before.head_image),
             (before.nick_name, following[before.head_image]),
@@ -160,9 +158,7 @@ sys.stdin.readline()
 """
 
 
-def test_a_lock_of_another_process_is_waited_for_and_then_reported(
-    path: Path, store: UserStore, spawn: Spawn
-) -> None:
+def test_a_lock_of_another_process_is_waited_for_and_then_reported(path: Path, store: UserStore, spawn: Spawn) -> None:
     impatient = UserStore(path, busy_timeout_ms=200)
     holder = spawn("-c", HOLDER, path)
     assert hear(holder) == "locked"
@@ -202,6 +198,21 @@ def test_processes_that_make_one_store_at_once_agree_on_what_it_is(path: Path, s
     with closing(UserStore(path)) as store:
         assert sources == {store.source}
     assert [maker.wait(10) for maker in makers] == [0, 0, 0]
+
+
+def test_who_is_overtaken_while_making_a_store_takes_what_the_other_made(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(store: UserStore, key: str) -> str:
+        found = look(store, key)
+        if not found:
+            sql(path, "INSERT INTO meta (key, value) VALUES ('store_id', 'theirs')")
+        return found
+
+    look = UserStore._meta
+    monkeypatch.setattr(UserStore, "_meta", overtaken)
+    with closing(UserStore(path, create=True)) as store:
+        assert store.source == "urn:imsync:user-store:theirs"
 
 
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────────
@@ -272,9 +283,7 @@ def test_a_newer_schema_is_refused(store: UserStore, path: Path) -> None:
 
 @pytest.mark.parametrize("other", [GroupStore, FriendStore, None], ids=["group", "friend", "somebody else's"])
 @pytest.mark.parametrize("create", [False, True])
-def test_another_file_is_refused(
-    path: Path, other: type[GroupStore | FriendStore] | None, create: bool
-) -> None:
+def test_another_file_is_refused(path: Path, other: type[GroupStore | FriendStore] | None, create: bool) -> None:
     if other is None:
         path.parent.mkdir()
         sql(path, "CREATE TABLE recipes (name)")

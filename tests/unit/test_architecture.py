@@ -148,11 +148,7 @@ def test_only_stream_issues_stream_commands() -> None:
         for path in modules()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if (isinstance(node, ast.Attribute) and STREAM_COMMAND.fullmatch(node.attr))
-        or (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and STREAM_COMMAND.fullmatch(node.value)
-        )
+        or (isinstance(node, ast.Constant) and isinstance(node.value, str) and STREAM_COMMAND.fullmatch(node.value))
     }
     assert found == {"bus/stream.py"}
 
@@ -168,9 +164,7 @@ def test_only_render_knows_rich() -> None:
 
 
 def test_sqlite_is_known_to_the_stores_alone() -> None:
-    found = {
-        room_of(path) for path in modules() for each in imports(path) if each.module.startswith("sqlite3")
-    }
+    found = {room_of(path) for path in modules() for each in imports(path) if each.module.startswith("sqlite3")}
     assert found == {"store", "im"}
 
 

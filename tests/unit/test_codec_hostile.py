@@ -48,9 +48,7 @@ UPDATED = UserUpdated(
     head_image_thumb="t",
 )
 BODY = encode(UPDATED, source="urn:unused")
-ORDER_BODY = encode(
-    Order(id=1, source="urn:test", parts=(Part(name="x"),), counts={"a": 1}), source="urn:unused"
-)
+ORDER_BODY = encode(Order(id=1, source="urn:test", parts=(Part(name="x"),), counts={"a": 1}), source="urn:unused")
 DECODER: Decoder[Event] = Decoder([UserUpdated, UserDeleted, Order], ignore=["x.ignored"])
 
 
@@ -105,18 +103,14 @@ WRONG_DATA: dict[str, list[object]] = {
 # ── every field, every way to be wrong ───────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_wrong_envelope_attributes(name: str, value: object) -> None:
     error = refused(changed(**{name: value}))
     assert error.reason == "invalid"
     assert name in error.message
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG_DATA.items() for value in values]
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG_DATA.items() for value in values])
 def test_wrong_fields(name: str, value: object) -> None:
     error = refused(with_data(**{name: value}))
     assert error.reason == "invalid"
@@ -305,14 +299,11 @@ def test_a_decoder_needs_types_of_its_own() -> None:
 
 WINDOW = 12
 # without vowels, blanks and brackets, so that no piece of a secret is a piece of a message by chance
-secrets = st.text(
-    st.characters(codec="utf-8", exclude_characters="aeiou []"), min_size=WINDOW, max_size=300
-).map(lambda noise: f"§{noise}")
+secrets = st.text(st.characters(codec="utf-8", exclude_characters="aeiou []"), min_size=WINDOW, max_size=300).map(
+    lambda noise: f"§{noise}"
+)
 places: list[Callable[[str], bytes]] = [
-    *(
-        lambda secret, name=name: changed(**{name: secret})
-        for name in WRONG.keys() - {"source", "traceparent"}
-    ),
+    *(lambda secret, name=name: changed(**{name: secret}) for name in WRONG.keys() - {"source", "traceparent"}),
     *(lambda secret, name=name: with_data(**{name: [secret]}) for name in WRONG_DATA),
     *(lambda secret, name=name: with_data(**{name: {secret: secret}}) for name in WRONG_DATA),
     lambda secret: with_data(nickName=secret + "\0"),
@@ -345,7 +336,9 @@ def test_errors_do_not_echo_the_input(secret: str) -> None:
         shown = f"{error!r} {error} {error.message} {error.hint} {error.reason}"
         windows = (secret[start : start + WINDOW] for start in range(len(secret) - WINDOW + 1))
         assert not any(window in shown for window in windows)
-        assert error.__suppress_context__ or error.__context__ is None  # a traceback does not show it either
+        # nor does its traceback
+        assert error.__cause__ is None
+        assert error.__suppress_context__ or error.__context__ is None
 
 
 def reads_or_refuses(body: bytes) -> None:
@@ -363,9 +356,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 
 
 mutations = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "insert", "delete", "repeat"]), st.integers(0, 10_000), st.binary(max_size=4)
-    ),
+    st.tuples(st.sampled_from(["flip", "insert", "delete", "repeat"]), st.integers(0, 10_000), st.binary(max_size=4)),
     min_size=1,
     max_size=4,
 )

@@ -30,9 +30,7 @@ backoffs = st.builds(
 
 
 @given(backoffs, st.integers(1, 10**9), st.integers())
-def test_a_delay_is_between_half_its_ceiling_and_its_ceiling(
-    backoff: Backoff, attempt: int, seed: int
-) -> None:
+def test_a_delay_is_between_half_its_ceiling_and_its_ceiling(backoff: Backoff, attempt: int, seed: int) -> None:
     ceiling = min(backoff.first_seconds * backoff.factor ** min(attempt - 1, 64), backoff.longest_seconds)
     delay = backoff.delay(attempt, random.Random(seed))
     assert ceiling / 2 <= delay <= ceiling <= backoff.longest_seconds
@@ -104,9 +102,7 @@ names = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True).filter(lambda na
 
 
 @given(prefix=names, destination=names, group=names, consumer=names)
-def test_all_keys_of_a_destination_share_its_hash_tag(
-    prefix: str, destination: str, group: str, consumer: str
-) -> None:
+def test_all_keys_of_a_destination_share_its_hash_tag(prefix: str, destination: str, group: str, consumer: str) -> None:
     keys = Keys(prefix, destination)
     all_of_them = [keys.stream, keys.dead(group), keys.alive(group, consumer)]
     assert len(set(all_of_them)) == 3
@@ -144,9 +140,7 @@ def test_every_such_name_is_accepted(name: str) -> None:
     assert check_name("consumer", name) == name
 
 
-@pytest.mark.parametrize(
-    ("prefix", "destination"), [("im{sync", "x"), ("", "x"), ("x", "a b"), ("x", "STREAMS")]
-)
+@pytest.mark.parametrize(("prefix", "destination"), [("im{sync", "x"), ("", "x"), ("x", "a b"), ("x", "STREAMS")])
 def test_keys_refuse_bad_names(prefix: str, destination: str) -> None:
     with pytest.raises(UsageError):
         Keys(prefix, destination)
@@ -154,9 +148,7 @@ def test_keys_refuse_bad_names(prefix: str, destination: str) -> None:
 
 # ── connections ──────────────────────────────────────────────────────────────────────────────────────
 
-passwords = st.text(st.characters(codec="utf-8", exclude_characters="*"), min_size=4).map(
-    lambda text: f"pw§{text}"
-)
+passwords = st.text(st.characters(codec="utf-8", exclude_characters="*"), min_size=4).map(lambda text: f"pw§{text}")
 urls = [
     "redis://:{}@localhost:6379/0",
     "redis://alice:{}@localhost:6379/0",
@@ -236,9 +228,7 @@ def test_tls_is_verified(tmp_path: Path) -> None:
     assert connection.ca_certs == str(tmp_path / "ca.pem")
 
 
-@pytest.mark.parametrize(
-    "url", ["", "localhost", "http://localhost", "redis://localhost:port", "redis://h:99999999"]
-)
+@pytest.mark.parametrize("url", ["", "localhost", "http://localhost", "redis://localhost:port", "redis://h:99999999"])
 def test_a_url_that_is_not_one_of_redis_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigError):
         Endpoint(url).connect()

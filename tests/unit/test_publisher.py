@@ -33,9 +33,7 @@ class FakeStream(Stream):
         refusals: what single events are answered with, by their place in the order of arrival.
     """
 
-    def __init__(
-        self, troubles: Sequence[BaseException | None] = (), refusals: Refusals | None = None
-    ) -> None:
+    def __init__(self, troubles: Sequence[BaseException | None] = (), refusals: Refusals | None = None) -> None:
         self.troubles = list(troubles)
         self.refusals = refusals or {}
         self.round_trips: list[list[bytes]] = []
@@ -109,9 +107,7 @@ def test_it_gives_up_after_so_many_attempts(attempts: int) -> None:
     assert stream.round_trips[-1] == stream.round_trips[0]
 
 
-@pytest.mark.parametrize(
-    "trouble", [OOM, DataError("invalid", "x"), RuntimeError("a defect"), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("trouble", [OOM, DataError("invalid", "x"), RuntimeError("a defect"), KeyboardInterrupt()])
 def test_only_a_broken_connection_is_tried_again(trouble: BaseException) -> None:
     sleeps: list[float] = []
     for many in (False, True):
@@ -149,9 +145,7 @@ def test_a_refusal_does_not_raise_where_the_caller_wants_the_results() -> None:
 @given(st.integers(0, 50), st.integers(1, 60))
 def test_events_go_in_order_in_full_round_trips(n: int, per_round_trip: int) -> None:
     stream, events = FakeStream(), some(n)
-    assert publisher(stream).publish_many(iter(events), per_round_trip=per_round_trip) == [
-        f"{i}-0" for i in range(n)
-    ]
+    assert publisher(stream).publish_many(iter(events), per_round_trip=per_round_trip) == [f"{i}-0" for i in range(n)]
     assert [body for bodies in stream.round_trips for body in bodies] == [
         encode(event, source="urn:test") for event in events
     ]

@@ -81,7 +81,7 @@ def test_without_anything_given_all_is_default(here: Here) -> None:
 def test_each_layer_wins_over_those_below(here: Here, layers: int) -> None:
     environ: dict[str, str] = {}
     flags: dict[str, object] = {}
-    expected, origin = 1000, "default"
+    expected, origin = 2000, "default"
     if layers >= 1:
         here.write("[consumer]\nbatch = 1\n")
         expected, origin = 1, str(here.file)
@@ -230,9 +230,7 @@ def test_windows_line_ends_and_byte_order_mark(here: Here, bom: bytes) -> None:
     assert (settings.prefix, settings.relay.batch) == ("p", 2)
 
 
-def test_without_a_home_folder_the_data_folder_must_be_given(
-    here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_home_folder_the_data_folder_must_be_given(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(variable)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
@@ -337,9 +335,7 @@ def test_what_is_wrong_in_a_file(here: Here, text: str, message: str, hint: str 
         ("IMSYNC_", "1", "there is no such setting", "`imsync config show` lists every setting"),
     ],
 )
-def test_what_is_wrong_in_the_environment(
-    here: Here, variable: str, value: str, message: str, hint: str
-) -> None:
+def test_what_is_wrong_in_the_environment(here: Here, variable: str, value: str, message: str, hint: str) -> None:
     error = here.refuse(environ={variable: value})
     assert error.message.startswith(f"environment {variable}: {message}")
     assert error.hint == hint

@@ -144,9 +144,7 @@ def test_some_users_are_much_more_active() -> None:
 
 def test_the_most_active_users_are_not_always_the_first_ones() -> None:
     busiest = [
-        Counter(edit.user_id for edit in simulate_edits(range(100), count=1_000, seed=seed)).most_common(1)[
-            0
-        ][0]
+        Counter(edit.user_id for edit in simulate_edits(range(100), count=1_000, seed=seed)).most_common(1)[0][0]
         for seed in range(20)
     ]
     assert len(set(busiest)) > 10
@@ -178,9 +176,7 @@ def test_the_random_stream_is_what_it_was() -> None:
 
 
 def test_other_seeds_choose_other_users() -> None:
-    chosen = {
-        tuple(edit.user_id for edit in simulate_edits(range(50), count=50, seed=seed)) for seed in range(9)
-    }
+    chosen = {tuple(edit.user_id for edit in simulate_edits(range(50), count=50, seed=seed)) for seed in range(9)}
     assert len(chosen) == 9
 
 
@@ -220,9 +216,7 @@ def test_nothing_is_lost_and_duplicates_come_later(size: int, dup: float, reorde
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(0, 300), reorder=shares, seed=st.integers(0, 10**6))
-def test_displaced_items_are_overtaken_by_their_near_followers_only(
-    size: int, reorder: float, seed: int
-) -> None:
+def test_displaced_items_are_overtaken_by_their_near_followers_only(size: int, reorder: float, seed: int) -> None:
     order = distort(range(size), Faults(reorder=reorder), random.Random(seed))
     foremost = -1
     for item in order:

@@ -1,0 +1,341 @@
+"""docs/json.md tells the truth: what the commands print has the keys and types of its tables, and no others.
+
+The tables are the one source; this file holds no key of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import pkgutil
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import imsync
+from imsync.bus import Bus
+from imsync.cli import main
+from imsync.embedded import EmbeddedServer
+from imsync.errors import ImsyncError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "json.md"
+
+TYPES = {"integer", "number", "text", "boolean", "object", "array", "null"}
+SELDOM_NULL = {
+    ("imsync status", "groups[].lag"),
+    ("imsync status", "groups[].lag_seconds"),
+    ("imsync status", "groups[].accounting.undelivered"),
+    ("imsync demo", "staleness.p50_ms"),
+    ("imsync demo", "staleness.p99_ms"),
+}
+"""Documented as possibly null, and never so here: a lag is unknown where the server cannot tell it and there are more
+than 10,000 entries, and a demo without edits has no staleness."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row of a table: the types that the value may have, and whether it may be absent."""
+
+    types: frozenset[str]
+    optional: bool
+
+
+@dataclass
+class Printed:
+    """What the commands printed: for each command its objects; and the exit codes."""
+
+    objects: dict[str, list[Any]] = field(default_factory=dict)
+    exit_codes: dict[str, set[int]] = field(default_factory=dict)
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sections() -> dict[str, list[str]]:
+    """The lines under each heading."""
+    found: dict[str, list[str]] = {}
+    title = ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+            found[title] = []
+        elif title:
+            found[title].append(line)
+    return found
+
+
+def table(lines: list[str], title: str) -> list[list[str]]:
+    """The cells of the table whose first column has this title."""
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {title} |"))
+    rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [[cell.strip() for cell in row.removeprefix("|").removesuffix("|").split("|")] for row in rows]
+
+
+def keys_of(lines: list[str]) -> dict[str, Key]:
+    """The documented keys by their paths."""
+    keys = {}
+    for path, types, _meaning in table(lines, "key"):
+        words = set(re.findall(r"\w+", types)) - {"or"}
+        assert words <= TYPES | {"optional"}, f"{path}: {types}"
+        keys[path.strip("`")] = Key(frozenset(words - {"optional"}), "optional" in words)
+    return keys
+
+
+def documented() -> dict[tuple[str, ...], dict[str, Key]]:
+    """The documented keys by the commands that print them."""
+    return {
+        commands: keys_of(lines)
+        for title, lines in sections().items()
+        if (commands := tuple(re.findall(r"`(imsync [^`]+)`", title)))
+    }
+
+
+# ── what is printed ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def type_of(value: Any) -> str:
+    """The JSON type of a parsed value."""
+    names = {bool: "boolean", int: "integer", float: "number", str: "text", dict: "object", list: "array"}
+    return names[type(value)] if value is not None else "null"
+
+
+def paths(value: Any, keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every path in an object with the type of its value. Where `a.*` is documented, keys are not told apart."""
+    for name, member in value.items():
+        wildcard = f"{prefix}*"
+        path = wildcard if wildcard in keys else prefix + name
+        yield path, type_of(member)
+        if isinstance(member, dict):
+            yield from paths(member, keys, f"{path}.")
+        elif isinstance(member, list):
+            for element in member:
+                yield from paths(element, keys, f"{path}[].")
+
+
+def missing(value: Any, keys: Mapping[str, Key]) -> Iterator[str]:
+    """The keys that must be there and are not, in an object and in those that it holds."""
+    for path, key in keys.items():
+        parent, _, name = path.rpartition(".")
+        if not key.optional and name != "*":
+            yield from (path for holder in holders(value, parent) if name not in holder)
+
+
+def holders(value: Any, path: str) -> list[dict[str, Any]]:
+    """The objects at a path."""
+    found = [value]
+    for step in filter(None, path.split(".")):
+        name = step.removesuffix("[]")
+        if name == "*":
+            found = [member for each in found for member in each.values()]
+        else:
+            found = [each[name] for each in found if name in each]
+        if step.endswith("[]"):
+            found = [element for each in found for element in each]
+    return found
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Printed]:
+    """Every command on a small store, in every state that changes what it prints."""
+    folder = tmp_path_factory.mktemp("json")
+    logger = logging.getLogger("imsync")
+    before = (logger.handlers, logger.level, logger.propagate)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("IMSYNC_")]:
+            patch.delenv(name)
+        for name in ("HOME", "XDG_CONFIG_HOME"):
+            patch.setenv(name, str(folder))
+        patch.setenv("IMSYNC_DATA_DIR", str(folder / "data"))
+        patch.chdir(folder)
+        try:
+            yield everything(folder, patch)
+        finally:
+            EmbeddedServer(folder / "data").stop()
+            logger.handlers, logger.level, logger.propagate = before
+
+
+def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
+    """Runs the commands."""
+    result = Printed()
+
+    def run(words: str, *more: str, stdin: str = "") -> Any:
+        command = f"imsync {words}"
+        argv = [*words.split(), *more, "--json"]
+        out = io.StringIO()
+        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as exit_:
+            main(argv)
+        objects = [json.loads(line) for line in out.getvalue().splitlines()]
+        assert isinstance(exit_.value.code, int)
+        result.exit_codes.setdefault(command, set()).add(exit_.value.code)
+        assert exit_.value.code in (0, 2, 3), objects
+        assert out.getvalue().isascii()
+        result.objects.setdefault(command, []).extend(objects)
+        return objects[-1] if objects else None
+
+    user = run("init", "--users", "50", "--groups", "5")["example_user"]
+    run("publish user-update", "--user", str(user), "--nick-name", "小明")
+    run("publish user-update", "--count", "40", "--invalid", "0.1")
+    run("publish user-update", "--stdin", stdin=f'{{"id": {user}, "headImage": ""}}\nnot JSON\n')
+    run("status")
+    with Bus.embedded(folder / "data") as bus:
+        bus.stream("user-update").read_new("group", "ghost", 5)  # delivered to somebody who is not alive
+    run("replay pending", "--dry-run", "--min-idle", "0s")
+    run("consume group", "--max-events", "10")
+    with Bus.embedded(folder / "data") as bus:
+        bus.stream("user-update").read_new("group", "ghost", 5)
+    run("status")
+    run("replay pending", "--min-idle", "0s")
+    run("consume group", "--until-empty")
+    run("consume friend", "--until-empty")
+    run("dead list")
+    run("verify")
+    with contextlib.closing(sqlite3.connect(folder / "data" / "group.db")) as store, store:
+        store.execute("UPDATE im_group_member SET user_nick_name = 'by hand'")
+    run("verify")
+    patch.setenv("IMSYNC_URL", "unix:///nobody/listens/here")
+    run("publish user-update", "--user", str(user), "--nick-name", "waits")
+    patch.delenv("IMSYNC_URL")
+    run("status")
+    run("relay", "--until-empty")
+    run("config show")
+    run("config init", "imsync.toml")
+    run("config show")
+    run("server status")
+    run("server start")
+    run("server stop")
+    run("server status")
+    patch.setattr("imsync.cli.story.Story", Told)
+    run("demo")
+    return result
+
+
+class Told:
+    """A story whose end is known: the true one takes half a minute, and has a test of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def tell(self) -> object:
+        from imsync.cli.story import Ending
+        from imsync.im.setup import Made
+        from imsync.im.verify import Verdict
+        from imsync.store.settlement import Percentiles
+
+        return Ending(
+            made=Made(1, 1, 1, 1),
+            events=2,
+            applied=1,
+            superseded=1,
+            held_by_victim=1,
+            taken_over=1,
+            staleness=Percentiles(1.0, 2.0),
+            events_per_second=1.0,
+            unexplained=0,
+            verdict=Verdict(),
+            seconds=1.0,
+        )
+
+
+# ── the comparison ───────────────────────────────────────────────────────────────────────────────────────
+
+DOCUMENTED = documented()
+
+
+def test_every_command_is_documented() -> None:
+    from imsync.cli.reference import commands
+
+    leaves = {name for name, command in commands() if not hasattr(command, "commands")}
+    assert leaves == {name for names in DOCUMENTED for name in names}
+
+
+@pytest.mark.parametrize("commands", DOCUMENTED, ids=" and ".join)
+def test_a_command_prints_the_documented_keys(commands: tuple[str, ...], printed: Printed) -> None:
+    keys = DOCUMENTED[commands]
+    seen: dict[str, set[str]] = {}
+    for command in commands:
+        assert printed.objects[command], "it printed nothing"
+        for each in printed.objects[command]:
+            assert list(missing(each, keys)) == []
+            for path, kind in paths(each, keys):
+                seen.setdefault(path, set()).add(kind)
+    assert seen.keys() - keys.keys() == set(), "printed and not documented"
+    assert keys.keys() - seen.keys() == set(), "documented and never printed"
+    for path, kinds in seen.items():
+        unusual = {"null"} if (*commands, path) in SELDOM_NULL else set()
+        assert kinds | unusual == keys[path].types, path
+
+
+def test_the_results_of_checks_go_with_their_exit_codes(printed: Printed) -> None:
+    assert printed.exit_codes["imsync verify"] == {0, 3}
+    assert printed.exit_codes["imsync status"] == {0, 3}
+    assert printed.exit_codes["imsync publish user-update"] == {0, 2}
+    others = {"imsync verify", "imsync status", "imsync publish user-update"}
+    assert all(codes == {0} for command, codes in printed.exit_codes.items() if command not in others)
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind"),
+    [
+        (["nonsense"], "usage"),
+        (["status"], "store_unusable"),
+        (["dead", "list", "--url", "unix:///nobody/listens/here"], "redis_unreachable"),
+        (["config", "show", "--config", "missing.toml"], "config"),
+    ],
+)
+def test_an_error_has_the_documented_keys(
+    argv: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMSYNC_DATA_DIR", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_:
+        main([*argv, "--json"])
+    error = json.loads(capsys.readouterr().out)
+    keys = keys_of(sections()["Errors"])
+    assert dict(paths(error, keys)) == {path: next(iter(key.types)) for path, key in keys.items()}
+    assert error["error"]["kind"] == kind
+    assert exit_.value.code == documented_errors()[kind]
+
+
+def documented_errors() -> dict[str, int]:
+    return {kind.strip("`"): int(code) for kind, code, _meaning in table(sections()["Errors"], "kind")}
+
+
+def test_every_kind_of_error_is_documented_with_its_exit_code() -> None:
+    for module in pkgutil.walk_packages(imsync.__path__, "imsync."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    kinds = {each.kind: each.exit_code for each in every(ImsyncError)}
+    assert documented_errors() == kinds | {"internal": 1}
+    codes = {int(row[0]) for row in table(sections()["Exit codes"], "exit code")}
+    assert codes == {0, 3, 130} | set(documented_errors().values())
+
+
+def every(kind: type[ImsyncError]) -> Iterator[type[ImsyncError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from every(below)
+
+
+def test_the_comparison_itself_finds_what_is_wrong() -> None:
+    keys = keys_of(["| key | type | m |", "|---|---|---|", "| `a` | array | |", "| `a[].b` | integer or null | |"])
+    found = set(paths({"a": [{"b": 1}, {"b": None}], "c": 1.5}, keys))
+    assert found == {("a", "array"), ("a[].b", "integer"), ("a[].b", "null"), ("c", "number")}
+    assert list(missing({"a": [{"b": 1}, {}]}, keys)) == ["a[].b"]
+    assert list(missing({}, keys)) == ["a"]

@@ -1,0 +1,278 @@
+"""What is printed: the keys that scripts rely on, nothing that a terminal would obey, and quick help."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import resource
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+import imsync
+from imsync.embedded import EmbeddedServer
+from tests.acceptance.driver import CLI, Imsync, hidden_characters
+
+HELP_CPU_SECONDS = 0.4
+"""The goal is 0.25 on a machine that does nothing else; what fails this is no noise."""
+
+BOLD = "[bold red]x[/]"
+# ESC and OSC 52 (which writes the clipboard), a C1 control, bidi overrides, line ends, rich's markup and links
+HOSTILE = f"\x1b[2J\x1b]52;c;QUFB\x07 \x9b31m \u202e\u2066 \r\nimsync: fine\u2028{BOLD} [link=f:///]y[/link] \x00"
+
+
+def assert_has(result: Any, promised: Any, path: str = "") -> None:
+    """That every promised key is there, with a value of one of the promised types."""
+    if isinstance(promised, dict):
+        for key, each in promised.items():
+            assert key in result, f"{path}.{key} is missing"
+            assert_has(result[key], each, f"{path}.{key}")
+    elif isinstance(promised, list):
+        assert isinstance(result, list), path
+        assert result, f"{path} is empty, and proves nothing"
+        for element in result:
+            assert_has(element, promised[0], f"{path}[]")
+    else:
+        types = promised if isinstance(promised, tuple) else (promised,)
+        assert type(result) in types, f"{path} is {result!r}"  # type(), because a bool is an int
+
+
+NUMBER = (int, float)
+UNKNOWN_NUMBER = (int, float, type(None))
+# design: section 6
+PUBLISH = dict.fromkeys(("accepted", "unchanged", "rejected", "published", "outbox"), int)
+CONSUME = dict.fromkeys(("events", "applied", "superseded", "dead", "taken_over", "lost"), int) | {"seconds": NUMBER}
+REPLAY = {**dict.fromkeys(("planned", "applied", "superseded", "dead"), int), "entries": [dict[str, object]]}
+VERIFY = {"users": int, "rows": int, "drift": int, "in_flight": int, "causes": {}, "repaired": int}
+ACCOUNTING = dict.fromkeys(
+    ("published", "applied", "superseded", "dead", "pending", "lost", "duplicates", "foreign", "unexplained"), int
+) | {"undelivered": (int, type(None))}
+STATUS = {
+    "groups": [
+        {
+            "group": str, "stream": str, "lag": (int, type(None)), "lag_seconds": UNKNOWN_NUMBER, "pending": int,
+            "oldest_pending_seconds": UNKNOWN_NUMBER, "consumers": int, "dead": int, "accounting": ACCOUNTING,
+        }
+    ],
+    "outbox": {"unsent": int, "oldest_seconds": UNKNOWN_NUMBER},
+    "healthy": bool,
+}  # fmt: skip
+
+
+def test_the_promised_keys(on_server: Imsync) -> None:
+    im = on_server
+    assert_has(im.json("publish", "user-update", "--count", 20, "--invalid", 0.1), PUBLISH)
+    assert_has(im.json("status"), STATUS)  # with a lag
+    assert_has(im.json("consume", "friend", "--until-empty"), CONSUME)
+    with im.client() as client:
+        client.xreadgroup("group", "somebody", {im.stream: ">"})
+    assert_has(im.json("status", code=3), STATUS)  # with pending entries and dead letters
+    replayed = im.json("replay", "pending", "--min-idle", "0s")
+    assert_has(replayed, {**REPLAY, "entries": [{"id": str, "owner": str, "idle_seconds": NUMBER, "deliveries": int}]})
+    assert_has(im.json("verify"), VERIFY)
+    letter = im.run("dead", "list", "--json").rows()[0]
+    assert_has(letter, dict.fromkeys(("reason", "group", "consumer", "source_id"), str) | {"deliveries": int})
+    assert letter["raw"].keys() == {"event"}
+
+
+# ── hostile contents ─────────────────────────────────────────────────────────────────────────────────
+
+
+def plant(im: Imsync) -> None:
+    """Puts what an attacker can put: into a profile, an entry, dead letters, the names of consumers and groups."""
+    name = HOSTILE.replace("\x00", "")[:64]
+    im.ok("publish", "user-update", "--user", im.users()[0], "--nick-name", name)
+    with im.client() as client:
+        client.xadd(im.stream, {"event": HOSTILE.encode() + b"\xff"})
+        client.xadd(im.stream, {HOSTILE: HOSTILE})
+        client.xgroup_create(im.stream, HOSTILE.encode() + b"\xfe", "0")
+        client.xreadgroup("group", HOSTILE.encode() + b"\xff", {im.stream: ">"}, count=1)
+        client.xreadgroup("friend", HOSTILE, {im.stream: ">"}, count=2)
+        for fields in (
+            dict.fromkeys(("reason", "message", "consumer", "deliveries", "source_id", "raw.event"), HOSTILE),
+            {b"reason": b"\xff\x1b[2J", b"raw.\xff\x1b": b"\xfe"},
+            {b"\xff": b"\xfe"},
+        ):
+            client.xadd(im.key("dead", "group"), fields)
+
+
+def test_nothing_hostile_reaches_the_terminal(im: Imsync) -> None:
+    """The driver looks for hidden characters in every output; here are the commands, and the lines."""
+    EmbeddedServer(im.data).start()
+    plant(im)
+    listed = im.ok("dead", "list").out
+    assert BOLD in listed  # as it was written, not as markup
+    im.set(CONSUMER_HEARTBEAT_MS="100")
+    planned = im.ok("replay", "pending", "--min-idle", "0s", "--dry-run").out
+    assert BOLD in planned
+    ends = [im.run("status"), im.run("verify"), im.run("consume", "group", "--until-empty")]
+    assert [done.code for done in ends] == [3, 0, 0], ends
+    assert "taken over" in ends[-1].out  # from the owner whose name is no text
+    for text in (listed, planned, *(done.out + done.err for done in ends)):
+        assert "\nimsync: fine" not in text
+    assert im.json("replay", "pending", "--min-idle", "0s")["taken_over"] == 2
+    for done in (im.run("dead", "list", "--json"), im.run("status", "--json")):
+        assert done.out.isascii()
+        assert done.rows()  # each line is an object of its own
+
+
+# ── where it goes ────────────────────────────────────────────────────────────────────────────────────
+
+
+def many_dead_letters(im: Imsync, count: int = 3000) -> None:
+    """More than a pipe holds."""
+    EmbeddedServer(im.data).start()
+    with im.client() as client:
+        pipeline = client.pipeline(transaction=False)
+        for _ in range(count):
+            pipeline.xadd(im.key("dead", "group"), {"reason": "x" * 60, "message": "y" * 60})
+        pipeline.execute()
+
+
+def test_a_reader_that_goes_away_is_no_error(im: Imsync, closing: ExitStack) -> None:
+    many_dead_letters(im)
+    for flags in (["--json"], []):
+        words = [*CLI, "dead", "list", "--limit", "5000", *flags]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = closing.enter_context(subprocess.Popen(words, cwd=im.folder, env=im.environ, **pipes))
+        closing.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(20) in (0, 1)
+
+
+@pytest.mark.parametrize("command", ["dead list", "verify --json", "status --help"])
+def test_output_that_cannot_be_written_is_told(on_server: Imsync, command: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*CLI, *command.split()],
+            stdout=full, stderr=subprocess.PIPE, cwd=on_server.folder, env=on_server.environ, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "No space left on device" in line
+
+
+@pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_reason_to_fail(im: Imsync, stream: str) -> None:
+    command = f'exec "$@" {stream}'
+    words = ["bash", "-c", command, "bash", *CLI, "publish", "user-update", "--stdin", "--json"]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, cwd=im.folder, env=im.environ, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("accepted" in done.stdout) == (stream in ("<&-", "2>&-"))
+
+
+def on_a_terminal(im: Imsync, *args: str, **more: str) -> str:
+    """What a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*CLI, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=im.folder,
+        env=im.environ | {"TERM": "xterm-256color"} | more,
+    )  # fmt: skip
+    os.close(theirs)
+    written = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:
+        pass  # EIO: the other side is closed
+    finally:
+        os.close(ours)
+        process.wait()
+    return written.decode()
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
+
+
+@pytest.mark.parametrize("args", [("--help",), ("dead", "list")], ids=" ".join)
+def test_no_color_is_honoured_on_a_terminal(im: Imsync, args: tuple[str, ...]) -> None:
+    many_dead_letters(im, 1)
+    assert not COLOUR.search(on_a_terminal(im, *args, NO_COLOR="1"))
+    if args == ("--help",):
+        assert COLOUR.search(on_a_terminal(im, *args))  # so the pattern finds colours where there are some
+
+
+# ── help, version, completion ────────────────────────────────────────────────────────────────────────
+
+
+def test_help_is_quick_and_imports_no_client(bare: Imsync, record_property: Any) -> None:
+    def cpu() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    taken = []
+    for _ in range(5):
+        before = cpu()
+        assert "Usage: imsync" in bare.ok("--help").out
+        taken.append(cpu() - before)
+    record_property("help_cpu_seconds", min(taken))
+    print(f"imsync --help: {min(taken):.3f} s of CPU")
+    assert min(taken) < HELP_CPU_SECONDS
+
+    traced = subprocess.run(
+        [sys.executable, "-X", "importtime", *CLI[1:], "--help"], capture_output=True, text=True, env=bare.environ
+    )
+    modules = {line.rpartition("|")[2].strip() for line in traced.stderr.splitlines()}
+    assert "typer" in modules
+    assert not modules & {"redis", "sqlite3", "imsync.bus", "imsync.settings", "imsync.im"}
+
+
+def test_the_version(bare: Imsync) -> None:
+    assert bare.ok("--version").out == f"imsync {imsync.__version__}\n"
+
+
+def test_help_without_a_command_is_wrong_usage(bare: Imsync) -> None:
+    for words in ((), ("consume",)):
+        done = bare.run(*words).expect(2)
+        assert "Usage: imsync" in done.out + done.err
+
+
+@pytest.fixture
+def installed(bare: Imsync) -> Imsync:
+    """With a program `imsync` on the PATH, as pip makes it."""
+    program = bare.folder / "bin" / "imsync"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{CLI[0]}" "{CLI[1]}" "$@"\n')
+    program.chmod(0o755)
+    bare.environ["PATH"] = f"{program.parent}:{bare.environ['PATH']}"
+    return bare
+
+
+@pytest.mark.parametrize(
+    ("words", "choices"),
+    [
+        ("imsync con", "config consume"),
+        ("imsync consume ", "friend group"),
+        ("imsync publish user-update --nick", "--nick-name"),
+    ],
+)
+def test_bash_completes(installed: Imsync, words: str, choices: str) -> None:
+    """What bash does on <TAB>, with the script that imsync prints for it."""
+    script = """
+        eval "$(imsync --show-completion bash)"
+        IFS=' ' read -r -a COMP_WORDS <<< "$1"; [[ $1 == *' ' ]] && COMP_WORDS+=('')
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _imsync_completion imsync
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", words], capture_output=True, text=True, env=installed.environ, check=True
+    )
+    assert sorted(done.stdout.split()) == choices.split(), done
+    assert done.stderr == ""
+
+
+def test_the_driver_sees_what_it_looks_for() -> None:
+    """The check that stands behind every test of this folder."""
+    assert hidden_characters("小明 👩🏽\u200d💻 e\u0308\n") == set()
+    assert hidden_characters("a\x1bb\x9b\u202e\x07\u2028\r") == set("\x1b\x9b\u202e\x07\u2028\r")

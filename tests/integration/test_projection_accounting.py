@@ -1,0 +1,238 @@
+"""The group store and the friend store: whatever comes in whatever order, it is settled once and accounted for."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imsync.bus.handler import Rejected
+from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Ack, DeadLetter, Outcome
+from imsync.im.events import IMBaseEvent
+from imsync.store.settlement import MAX_SOURCES
+from tests.projections import (
+    BEGAN,
+    FRIEND,
+    GROUP,
+    Kind,
+    Store,
+    assert_rows_equal_the_replica,
+    deliver,
+    everything,
+    tombstone,
+    update,
+)
+from tests.stores import sql
+
+
+@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    made: Kind = request.param
+    return made
+
+
+@pytest.fixture
+def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
+    with closing(kind.make(tmp_path / "copies.db", create=True)) as made:
+        yield made
+
+
+def settled(store: Store) -> dict[bytes, str]:
+    return dict(sql(store.path, "SELECT event_key, outcome FROM settled"))
+
+
+def tallied(store: Store) -> Counter[str]:
+    """The tallies over all sources, without those that are zero."""
+    total: Counter[str] = Counter()
+    for (_, outcome), n in store.tallies().items():
+        total[outcome] += n
+    return +total
+
+
+def counted(outcomes: Iterable[Outcome]) -> Counter[str]:
+    """The outcomes by the names that tallies have for them."""
+    return Counter(str(outcome.effect) for outcome in outcomes if isinstance(outcome, Ack))
+
+
+# ── repeats, disorder, accounting ────────────────────────────────────────────────────────────────────
+
+
+def test_repeats_are_duplicates_and_change_nothing(kind: Kind, store: Store) -> None:
+    kind.join(store, 1, 10)
+    events = [update(1, 2), update(1, 1), tombstone(2, 1)]
+    assert deliver(kind, store, *events, *events) == [APPLIED, SUPERSEDED, APPLIED, *[DUPLICATE] * 3]
+    before = everything(store)
+    for _ in range(2):
+        assert deliver(kind, store, *reversed(events)) == [DUPLICATE] * 3
+    assert everything(store) == before
+    assert tallied(store) == {"applied": 2, "superseded": 1, "duplicate": 9}
+
+
+def test_the_first_delivery_is_the_one_that_is_noted(kind: Kind, store: Store) -> None:
+    event = update(1, 1)
+    store.apply([kind.received(event, "5-0"), kind.received(event, "6-0")])
+    store.apply([kind.received(event, "7-0")])
+    assert sql(store.path, "SELECT event_key, outcome, entry_id FROM settled") == [
+        (event.event_id.bytes, "applied", "5-0")
+    ]
+
+
+@pytest.fixture
+def empty(kind: Kind, tmp_path: Path) -> bytes:
+    """A store whose users are in two containers each and known to nobody, as the bytes of its file."""
+    path = tmp_path / "empty.db"
+    with closing(kind.make(path, create=True)) as made:
+        for container, user_id in itertools.product((10, 11), (1, 2, 3, 4)):
+            kind.join(made, user_id, container, remark="x" * (user_id % 2))
+    return path.read_bytes()
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[IMBaseEvent]:
+    """What a sane source says of a few users, in the order in which it happened."""
+    told: list[IMBaseEvent] = []
+    for user_id in range(1, draw(st.integers(1, 3)) + 1):
+        n = draw(st.integers(1, 5))
+        told += [update(user_id, version, draw(st.sampled_from(["", "A", "B"]))) for version in range(1, n + 1)]
+        if draw(st.booleans()):
+            told[-1] = tombstone(user_id, n)
+    return told
+
+
+def consumed(
+    kind: Kind, path: Path, history: Sequence[IMBaseEvent], batches: Iterable[Sequence[IMBaseEvent]]
+) -> object:
+    """Applies the batches, checks the accounting, and returns what the rows and the replica hold in the end."""
+    outcomes: list[Outcome] = []
+    with closing(kind.make(path)) as store:
+        for batch in batches:
+            outcomes += deliver(kind, store, *batch)
+        assert tallied(store) == counted(outcomes)
+        assert counted(outcomes)["duplicate"] == len(outcomes) - len(history)
+        assert settled(store).keys() == {event.event_id.bytes for event in history}
+        assert Counter(settled(store).values()) == counted(o for o in outcomes if o != DUPLICATE)
+        assert_rows_equal_the_replica(kind, store)
+        versions = {state.key: state.version for state in store.states(0, 99) if state.version}
+        assert versions == {event.id: event.version for event in history}
+        return kind.rows(store), sql(path, "SELECT * FROM user_profile_replica ORDER BY user_id")
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=histories(), data=st.data())
+def test_any_order_any_batches_and_any_repeats_end_in_the_same_bytes(
+    kind: Kind, empty: bytes, tmp_path: Path, history: list[IMBaseEvent], data: st.DataObject
+) -> None:
+    repeats = data.draw(st.lists(st.sampled_from(history), max_size=5))
+    order = data.draw(st.permutations(history + repeats))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=4)))
+    batches = [order[start:end] for start, end in pairwise([0, *cuts, len(order)])]
+    one, other = tmp_path / "one.db", tmp_path / "other.db"
+    for path in (one, other):
+        path.write_bytes(empty)
+    as_it_happened = consumed(kind, one, history, [[event] for event in history])
+    assert consumed(kind, other, history, batches) == as_it_happened
+
+
+def test_dead_letters_are_recorded_once(kind: Kind, store: Store) -> None:
+    event, undecodable = (
+        kind.received(update(1, 1), "5-0"),
+        Rejected(None, "6-0", DeadLetter("bad_json", "x")),
+    )
+    dead = Rejected(event.event, "5-0", DeadLetter("max_attempts", "x"))
+    for _ in range(2):
+        store.record_dead([dead, undecodable, dead])
+    assert store.tallies() == {("urn:test", "dead"): 1, ("", "dead"): 1}
+    assert settled(store) == {event.event.event_id.bytes: "dead", b"entry:6-0": "dead"}
+
+
+def test_a_dead_letter_that_is_applied_later_is_dead_no_more(kind: Kind, store: Store) -> None:
+    kind.join(store, 1, 10)
+    events = [update(1, 1), update(1, 2), update(2, 1), update(3, 1)]
+    store.record_dead([Rejected(kind.received(e).event, "1-0", DeadLetter("x", "x")) for e in events])
+    assert deliver(kind, store, *events[:3], events[0]) == [SUPERSEDED, APPLIED, APPLIED, DUPLICATE]
+    assert tallied(store) == {"applied": 2, "superseded": 1, "dead": 1, "duplicate": 1}
+    assert Counter(settled(store).values()) == {"applied": 2, "superseded": 1, "dead": 1}
+    assert kind.rows(store)[0][2] == "name 2"
+    assert deliver(kind, store, *events[:3]) == [DUPLICATE] * 3
+    assert deliver(kind, store, events[3]) == [APPLIED]
+    assert tallied(store) == {"applied": 3, "superseded": 1, "duplicate": 4}
+
+
+def test_entries_that_were_trimmed_are_recorded_as_lost_once(kind: Kind, store: Store) -> None:
+    for _ in range(2):
+        store.record_lost(["5-0", "6-0", "5-0"])
+    assert store.tallies() == {("", "lost"): 2}
+    assert settled(store) == {b"entry:5-0": "lost", b"entry:6-0": "lost"}
+
+
+def test_what_is_settled_does_not_become_dead(kind: Kind, store: Store) -> None:
+    event = update(1, 1)
+    deliver(kind, store, event)
+    store.record_dead([Rejected(kind.received(event).event, "9-0", DeadLetter("max_attempts", "x"))])
+    assert tallied(store) == {"applied": 1}
+    assert settled(store) == {event.event_id.bytes: "applied"}
+
+
+def test_tallies_are_kept_for_so_many_sources(kind: Kind, store: Store) -> None:
+    """Sources come from the outside; a table that grows with them would be theirs to fill."""
+    deliver(kind, store, update(1, 1))
+    deliver(kind, store, *(update(1, 1, source=f"urn:{n}") for n in range(2 * MAX_SOURCES)))
+    deliver(kind, store, *(update(1, 2 + n, source=f"urn:other:{n}") for n in range(2)), update(1, 9))
+    tallies = store.tallies()
+    assert len({source for source, _ in tallies}) <= MAX_SOURCES + 1
+    assert tallied(store)["applied"] + tallied(store)["superseded"] == 2 * MAX_SOURCES + 4
+    assert tallies["urn:test", "applied"] == 2  # a source that is known stays known
+    assert tallies["", "superseded"] > 0
+    assert ("urn:other:0", "superseded") not in tallies
+
+
+# ── alarms ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("applied", "unknown", "alarm"),
+    [
+        (update(1, 5), update(1, 5, "other"), True),
+        (update(1, 5), update(1, 5), False),  # said twice, as a repair does
+        (update(1, 5), update(1, 4), False),  # late
+        (update(1, 5), update(1, 4, occurred_at=BEGAN + timedelta(hours=1)), True),
+        (update(1, 5), tombstone(1, 5), True),
+        (tombstone(1, 5), update(1, 4), False),
+        (tombstone(1, 5), update(1, 5), True),
+        (tombstone(1, 5), update(1, 6), True),
+        (tombstone(1, 5), tombstone(1, 5), False),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_an_unknown_event_that_contradicts_the_applied_version_raises_an_alarm(
+    kind: Kind,
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
+    applied: IMBaseEvent,
+    unknown: IMBaseEvent,
+    alarm: bool,
+    together: bool,
+) -> None:
+    kind.join(store, 1, 10)
+    unknown = unknown.model_copy(update={"event_id": uuid4()})
+    with caplog.at_level(logging.INFO):
+        if together:  # where a tombstone wins whichever comes first
+            assert set(deliver(kind, store, applied, unknown)) == {APPLIED, SUPERSEDED}
+        else:
+            assert [deliver(kind, store, applied), deliver(kind, store, unknown)] == [[APPLIED], [SUPERSEDED]]
+        assert deliver(kind, store, unknown) == [DUPLICATE]  # a repeat alarms nobody again
+    assert store.tallies().get(("urn:test", "conflict"), 0) == alarm
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * alarm
+    for record in caplog.records:
+        assert str(unknown.event_id) in record.message or str(applied.event_id) in record.message
+    assert_rows_equal_the_replica(kind, store)
