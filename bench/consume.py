@@ -37,6 +37,7 @@ from imsync.im.workspace import Workspace
 
 TOP = Path(__file__).resolve().parent.parent
 RESULTS = TOP / "bench" / "RESULTS.md"
+START_SECONDS = 10.0
 BEGIN, END = "<!-- consume: begin -->", "<!-- consume: end -->"
 
 
@@ -64,7 +65,14 @@ class Server:
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.url = f"unix://{self.socket}"
+        deadline = time.monotonic() + START_SECONDS
         while not self.socket.exists():
+            if self.process.poll() is not None:
+                raise SystemExit(f"{binary} ended while starting, with exit code {self.process.returncode}")
+            if time.monotonic() > deadline:
+                self.process.kill()
+                self.process.wait()
+                raise SystemExit(f"{binary} does not listen on {self.socket} after {START_SECONDS:g} s")
             time.sleep(0.01)
         info = cast(Any, Endpoint(self.url).connect()).info("server")
         self.version = f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}"

@@ -64,18 +64,19 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({str(self)!r})"
 
-    def connect(self, *, block_ms: int = 0) -> Redis:
+    def connect(self, *, block_ms: int = 0, timeout_seconds: float | None = None) -> Redis:
         """A client of its own, not yet connected.
 
         Args:
             block_ms: the longest BLOCK, in milliseconds, that will be asked of it.
+            timeout_seconds: how long a command may take; when None, long enough for the BLOCK and a slow server.
 
         Raises:
             ConfigError: the URL is not one of Redis.
         """
         options: dict[str, Any] = {
-            "socket_timeout": block_ms / 1000 + READ_MARGIN_SECONDS,
-            "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "socket_timeout": timeout_seconds or block_ms / 1000 + READ_MARGIN_SECONDS,
+            "socket_connect_timeout": timeout_seconds or CONNECT_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
         }

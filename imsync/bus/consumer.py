@@ -12,6 +12,7 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -60,6 +61,12 @@ class ConsumerOptions:
     backoff: Backoff = field(default_factory=Backoff)
     until_empty: bool = False
     max_events: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "block_ms", "heartbeat_ms", "max_events"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(slots=True)
@@ -136,7 +143,7 @@ class Consumer(Generic[E]):
         self._failing: dict[str, _Failing] = {}
         self._own_after: str | None = "0"  # entries that this name holds from before are drained first
         self._next_takeover = 0.0
-        self._took_over = False
+        self._sources = deque((self._retries_due, self._entries_of_the_dead, self._new_entries))
         self._drained = False
         self._consecutive_troubles = 0
 
@@ -152,10 +159,7 @@ class Consumer(Generic[E]):
             GroupMissing: the group was deleted, and the handler keeps no settlement log, so that reading the
                 stream again would repeat effects.
         """
-        heartbeat = Heartbeat(
-            self._endpoint.connect(), self._keys.alive(self.group, self.name), self._options.heartbeat_ms,
-            str(self._endpoint),
-        )  # fmt: skip
+        heartbeat = Heartbeat(self._endpoint, self._keys.alive(self.group, self.name), self._options.heartbeat_ms)
         heartbeat.start()
         try:
             self._stream.create_group(self.group)
@@ -180,13 +184,23 @@ class Consumer(Generic[E]):
         return self._drained or (limit is not None and self.counts.events >= limit)
 
     def _step(self) -> None:
-        if entries := self._retries_due() or self._own_entries() or self._entries_of_the_dead() or self._new_entries():
+        # what this name holds comes first: after a broken connection, before anything new
+        if entries := self._own_entries() or self._next_in_turn():
             self._process(entries)
             self._on_batch(self.counts)
         elif self._options.until_empty and not self._failing:
             # a consumer that was killed a moment ago still looks alive: wait until its heartbeat proves either
             self._drained = not self._takeover.any_dead_soon(self._stop)
             self._next_takeover = 0.0
+
+    def _next_in_turn(self) -> list[Entry]:
+        """Entries of the next source that has some: none of them starves the others."""
+        for _ in range(len(self._sources)):
+            source = self._sources[0]
+            self._sources.rotate(-1)
+            if entries := source():
+                return entries
+        return []
 
     def _process(self, entries: Sequence[Entry]) -> None:
         failures = {entry_id: failing.failures for entry_id, failing in self._failing.items()}
@@ -219,16 +233,12 @@ class Consumer(Generic[E]):
         return []
 
     def _entries_of_the_dead(self) -> list[Entry]:
-        """What consumers hold that are dead. After each such batch one of new entries has its turn."""
-        if self._took_over or self._clock() < self._next_takeover:
-            self._took_over = False
+        """What consumers hold that are dead."""
+        if self._clock() < self._next_takeover:
             return []
-        entries, lost = self._takeover.take(self._room())
-        self._processor.give_up(lost)
-        if entries:
-            self._took_over = True
-            self.counts.taken_over += len(entries)
-        else:
+        entries = self._takeover.take(self._room(), self._processor.give_up)
+        self.counts.taken_over += len(entries)
+        if not entries:
             self._next_takeover = self._clock() + self._options.heartbeat_ms / 1000
         return entries
 
@@ -237,8 +247,9 @@ class Consumer(Generic[E]):
         if room == 0:
             self._stop.wait(0.05)
             return []
-        patient = not (self._options.until_empty or self._took_over or self._failing)
-        block_ms = self._options.block_ms if patient else None
+        until_takeover_ms = int((self._next_takeover - self._clock()) * 1000)
+        patient = not (self._options.until_empty or until_takeover_ms < 1 or self._failing)
+        block_ms = min(self._options.block_ms, until_takeover_ms) if patient else None
         entries = self._stream.read_new(self.group, self.name, room, block_ms)
         if not entries and self._failing:
             self._stop.wait(0.05)

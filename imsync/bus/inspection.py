@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imsync.bus.liveness import remaining_ms
-from imsync.bus.stream import GroupInfo, id_parts
+from imsync.bus.stream import GroupInfo, following, id_parts
 from imsync.errors import GroupMissing
 
 if TYPE_CHECKING:
@@ -77,10 +77,15 @@ def view_group(bus: Bus, destination: str, group: str) -> GroupView:
 def _lag(bus: Bus, destination: str, info: GroupInfo) -> tuple[int | None, str | None]:
     """How many entries are undelivered, and the id of the first of them."""
     stream = bus.stream(destination)
-    start = f"({info.last_delivered_id}"
+    start = following(info.last_delivered_id)
     first = stream.range(start, count=1)
     if not first:
         return 0, None
+    whole = stream.info()
+    if whole and whole.first_id == first[0].id:
+        # nothing that was delivered is left, so all of it is undelivered; the server's own number would include
+        # what was trimmed unread (7.0, Valkey)
+        return whole.length, first[0].id
     if info.lag is not None:
         return info.lag, first[0].id
     counted = len(stream.range(start, count=COUNT_LIMIT))

@@ -60,4 +60,5 @@ class Keys:
 
     def alive(self, group: str, consumer: str) -> str:
         """The heartbeat of one consumer: present while it lives, expired soon after it dies."""
-        return f"{self._tag}:alive:{group}:{consumer}"
+        # a slash, which no name can hold, so that two pairs of names never share a key
+        return f"{self._tag}:alive:{group}/{consumer}"

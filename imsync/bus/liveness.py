@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from imsync.bus.connection import translated
+from imsync.bus.connection import Endpoint, translated
 from imsync.bus.keys import Keys
 from imsync.errors import InfrastructureError
 
@@ -31,16 +31,17 @@ class Heartbeat:
     """Keeps one consumer's key alive from a thread of its own, also while a batch takes long.
 
     Args:
-        client: a client that nothing else uses.
+        endpoint: where Redis is; a connection of its own is made.
         key: the consumer's heartbeat key.
         interval_ms: time between two beats; the key expires after `MISSED_BEATS` of them.
     """
 
-    def __init__(self, client: Redis, key: str, interval_ms: int, where: str) -> None:
-        self._client = client
+    def __init__(self, endpoint: Endpoint, key: str, interval_ms: int) -> None:
         self._key = key
         self._interval_ms = interval_ms
-        self._where = where
+        self._where = str(endpoint)
+        # a beat that hangs for longer than the key lives would be death: better a new connection
+        self._client = endpoint.connect(timeout_seconds=interval_ms / 1000)
         self._value = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imsync-heartbeat", daemon=True)
@@ -53,6 +54,13 @@ class Heartbeat:
         """
         self._beat()
         self._thread.start()
+
+    def __enter__(self) -> Heartbeat:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Ends the thread and removes the key: the consumer has left."""
@@ -76,6 +84,8 @@ class Heartbeat:
                 self._beat()
             except InfrastructureError as error:
                 log.debug("heartbeat missed: %s", error)  # the reading loop reports the same trouble loudly
+            except Exception:
+                log.exception("heartbeat missed")  # must not end the thread, and with it this consumer's life
 
 
 def remaining_ms(client: Redis, keys: Keys, group: str, consumers: Iterable[str], where: str) -> Mapping[str, int]:

@@ -176,7 +176,7 @@ class Processor(Generic[E]):
         if not received:
             return []
         try:
-            return self._handler.apply(received)
+            return _checked(self._handler.apply(received), len(received))
         except InfrastructureError:
             raise
         except Exception as error:
@@ -191,26 +191,28 @@ class Processor(Generic[E]):
             return
         if isinstance(self._handler, SettlementLog):
             self._handler.record_dead(dead)
+        held = self._stream.pending_among(self._group, [rejected.entry_id for rejected in dead])
+        deliveries = {entry.id: entry.deliveries for entry in held}
         letters = [
-            letter(
-                rejected,
-                by_id[rejected.entry_id],
-                self._group,
-                self._consumer,
-                self._deliveries(rejected.entry_id),
-            )
-            for rejected in dead
+            letter(each, by_id[each.entry_id], self._group, self._consumer, deliveries.get(each.entry_id, 0))
+            for each in dead
         ]
         self._stream.bury(self._group, self._dead_key, letters)
         self.counts.dead += len(dead)
-        for rejected in dead:
+        by_reason = {each.outcome.reason: each for each in reversed(dead)}
+        for reason, first in by_reason.items():
+            number = sum(each.outcome.reason == reason for each in dead)
             log.error(
-                "entry %s is dead: %s: %s",
-                rejected.entry_id,
-                rejected.outcome.reason,
-                rejected.outcome.message,
-            )
+                "%d dead letters of group %s: %s; first entry %s: %s",
+                number, self._group, reason, first.entry_id, first.outcome.message,
+            )  # fmt: skip
 
-    def _deliveries(self, entry_id: str) -> int:
-        pending = self._stream.pending(self._group, start=entry_id, end=entry_id, count=1)
-        return pending[0].deliveries if pending else 0
+
+def _checked(outcomes: Sequence[Outcome], expected: int) -> Sequence[Outcome]:
+    """What a handler returned, if it keeps the contract: a wrong answer must not leave entries unsettled."""
+    if len(outcomes) != expected:
+        raise TypeError(f"the handler returned {len(outcomes)} outcomes for {expected} deliveries")
+    for outcome in outcomes:
+        if not isinstance(outcome, Ack | Retry | DeadLetter):
+            raise TypeError(f"the handler returned {type(outcome).__name__} and not Ack, Retry or DeadLetter")
+    return outcomes

@@ -100,7 +100,6 @@ def replay(
     """
     for start in range(0, len(planned), batch):
         ids = [each.entry.id for each in planned[start : start + batch]]
-        entries, lost = claim_all(stream, group, consumer, ids, min_idle_ms)
+        entries = claim_all(stream, group, consumer, ids, min_idle_ms, processor.give_up)
         processor.counts.taken_over += len(entries)
-        processor.give_up(lost)
         yield processor.process(entries)

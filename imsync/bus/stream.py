@@ -300,15 +300,15 @@ class Stream:
             rows = self._client.xpending_range(
                 self.key, group, start, end, count, consumername=holder, idle=min_idle_ms or None
             )
-        return [
-            PendingEntry(
-                id=row["message_id"].decode(),
-                consumer=_name(row["consumer"]),
-                idle_ms=row["time_since_delivered"],
-                deliveries=row["times_delivered"],
-            )
-            for row in rows
-        ]
+        return [_pending(row) for row in rows]
+
+    def pending_among(self, group: str, ids: Sequence[str]) -> list[PendingEntry]:
+        """Those of the ids that are pending, in one round trip."""
+        pipeline = self._client.pipeline(transaction=False)
+        for entry_id in ids:
+            pipeline.xpending_range(self.key, group, entry_id, entry_id, 1)
+        with translated(self.where):
+            return [_pending(row) for rows in pipeline.execute() for row in rows]
 
     def claim(self, group: str, consumer: str, ids: Sequence[str], min_idle_ms: int) -> list[Entry]:
         """XCLAIM: makes the consumer the owner of those that are still pending and idle for so long.
@@ -345,6 +345,15 @@ def _name(raw: bytes) -> str:
     become surrogates, and the same bytes on their way back.
     """
     return raw.decode(errors="surrogateescape")
+
+
+def _pending(row: Any) -> PendingEntry:
+    return PendingEntry(
+        id=row["message_id"].decode(),
+        consumer=_name(row["consumer"]),
+        idle_ms=row["time_since_delivered"],
+        deliveries=row["times_delivered"],
+    )
 
 
 def _entries(rows: Any) -> list[Entry]:

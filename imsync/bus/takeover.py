@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from imsync.bus.keys import Keys
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from redis import Redis
 
 POLL_SECONDS = 0.05
+
+GiveUp = Callable[[Sequence[str]], None]
+"""Settles entries that were trimmed while they were pending; their ids are given."""
 
 
 class TakeOver:
@@ -33,26 +37,19 @@ class TakeOver:
         self._name = name
         self._heartbeat_ms = heartbeat_ms
 
-    def take(self, count: int) -> tuple[list[Entry], list[str]]:
-        """Claims at most `count` entries.
+    def take(self, count: int, give_up: GiveUp) -> list[Entry]:
+        """Claims at most `count` entries, of one dead consumer.
 
-        Returns:
-            The entries, and the ids of those found to be trimmed while they were pending.
+        Args:
+            give_up: called with the ids of those found to be trimmed while they were pending.
         """
         for holder, left in self._others().items():
             if left or count == 0:
                 continue
-            pending = self._stream.pending(self._group, consumer=holder, count=count)
-            entries, lost = claim_all(
-                self._stream,
-                self._group,
-                self._name,
-                [entry.id for entry in pending],
-                self._heartbeat_ms // 2,
-            )
-            if entries or lost:
-                return entries, lost
-        return [], []
+            ids = [entry.id for entry in self._stream.pending(self._group, consumer=holder, count=count)]
+            if entries := claim_all(self._stream, self._group, self._name, ids, self._heartbeat_ms // 2, give_up):
+                return entries
+        return []
 
     def any_dead_soon(self, stop: threading.Event) -> bool:
         """Whether entries are held by a consumer that is dead, or that dies while this waits.
@@ -82,16 +79,14 @@ class TakeOver:
 
 
 def claim_all(
-    stream: Stream, group: str, consumer: str, ids: list[str], min_idle_ms: int
-) -> tuple[list[Entry], list[str]]:
-    """Claims these pending entries.
+    stream: Stream, group: str, consumer: str, ids: Sequence[str], min_idle_ms: int, give_up: GiveUp
+) -> list[Entry]:
+    """Claims those of these pending entries that are idle for so long; they are the consumer's now.
 
-    Returns:
-        The entries that are the consumer's now, and the ids that no longer exist in the stream: lost.
+    Args:
+        give_up: called with the ids of those that no longer exist in the stream. It is called before they are
+            claimed, because from Redis 7 on XCLAIM forgets them: nobody would then know that they are lost.
     """
-    if not ids:
-        return [], []
-    entries = stream.claim(group, consumer, ids, min_idle_ms)
-    missing = set(ids) - {entry.id for entry in entries}
-    lost = [entry_id for entry_id in sorted(missing) if not stream.range(entry_id, entry_id, count=1)]
-    return entries, lost
+    existing = stream.existing(ids)
+    give_up([entry_id for entry_id in ids if entry_id not in existing])
+    return stream.claim(group, consumer, [entry_id for entry_id in ids if entry_id in existing], min_idle_ms)

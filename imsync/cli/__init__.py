@@ -43,11 +43,11 @@ def _replace_closed_streams() -> None:
 def _run(args: list[str], default_config: Path | None) -> int:
     from typer.exceptions import TyperException
 
-    from imsync.cli.app import app
+    from imsync.cli.app import build
     from imsync.errors import ImsyncError
 
     try:
-        result = app(args, prog_name="imsync", standalone_mode=False, obj=default_config)
+        result = build()(args, prog_name="imsync", standalone_mode=False, obj=default_config)
         return result if isinstance(result, int) else 0
     except TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -22,14 +22,21 @@ from imsync.cli import (
     verify,
 )
 
-app = typer.Typer(
-    name="imsync",
-    no_args_is_help=True,
-    # help in colours costs 0.1 s of imports, and a pipe has no use for it
-    rich_markup_mode="rich" if sys.stdout.isatty() else None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def build() -> typer.Typer:
+    """The tree, for the standard output of this moment: its help has colours on a terminal only."""
+    app = typer.Typer(
+        name="imsync",
+        no_args_is_help=True,
+        # help in colours costs 0.1 s of imports, and a pipe has no use for it
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for verb in (demo, init, publish, relay, consume, replay, dead, status, verify, server, config):
+        verb.register(app)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -38,7 +45,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
@@ -52,7 +58,3 @@ def _root(
     from imsync.cli.logs import configure
 
     configure()
-
-
-for verb in (demo, init, publish, relay, consume, replay, dead, status, verify, server, config):
-    verb.register(app)

@@ -61,6 +61,7 @@ def _consume(
     from imsync.bus import Counts
     from imsync.cli.signals import stopping
     from imsync.errors import InfrastructureError
+    from imsync.im.events import DESTINATION
 
     store = run.workspace.projection(service)
     options = run.consumer_options(
@@ -79,7 +80,7 @@ def _consume(
             run.out.note(f"{error.message}{hint}; again in {delay:.1f} s")
 
         consumer = run.bus.consumer(
-            run.settings.destination,
+            DESTINATION,
             group=service,
             events=store.events,
             handler=store,

@@ -29,6 +29,7 @@ def list_(
     """
     from imsync.bus.dead_letter import read
     from imsync.errors import UsageError
+    from imsync.im.events import DESTINATION
     from imsync.im.workspace import PROJECTIONS
 
     if group is not None and group not in PROJECTIONS:
@@ -36,7 +37,7 @@ def list_(
     run.expect_stores()
     rows: list[tuple[object, ...]] = []
     for service in [group] if group else PROJECTIONS:
-        stream = run.bus.dead_letters(run.settings.destination, service)
+        stream = run.bus.dead_letters(DESTINATION, service)
         for letter in map(read, stream.range(count=limit)):
             if run.as_json:
                 raw = {

@@ -13,7 +13,9 @@ import typer
 from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
-    from imsync.cli.story import Ending, Glance
+    from imsync.cli.story import Ending, Glance, Scale
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def register(app: typer.Typer) -> None:
@@ -31,19 +33,44 @@ def demo(
     middle of a batch, another takes over, and every copy is compared with its source. Everything happens in a
     temporary folder, on a server of its own; nothing is left when it ends.
     """
-    from imsync.cli.story import Scale, Story
+    from imsync.cli.story import Scale
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, leave)  # so that everything is cleaned up
-    with run.out.live() as screen:
-        with Story(Scale(seed=seed), screen.line, lambda glance: screen.table(*_numbers(glance))) as story:
-            ending = story.tell()
-        screen.clear()
+    ending = tell(run, Scale(seed=seed))
     _summary(run, ending)
     if not ending.proved:
         raise typer.Exit(3)
+
+
+def tell(run: Run, scale: Scale) -> Ending:
+    """Tells the story. Ctrl-C, SIGTERM and the end of the terminal end it early, and are noted only: however many
+    signals come, none cuts the cleaning up short.
+
+    Raises:
+        ImsyncError: a process failed, or something did not happen in time.
+        KeyboardInterrupt: it was interrupted. From then on the process is deaf to these signals.
+    """
+    from imsync.cli.story import Story
+
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # up to the very end: the exit code is that of an interrupted command
+
+    heeded = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]  # nohup ignores one
+    before = {each: signal.signal(each, note) for each in heeded}
+    with run.out.live() as screen:
+
+        def show(glance: Glance) -> None:
+            screen.table(*_numbers(glance))
+
+        with Story(scale, screen.line, show, lambda: bool(signals)) as story:
+            ending = story.tell()
+        screen.clear()
+    for each, handler in before.items():
+        signal.signal(each, handler)
+    return ending
 
 
 def _numbers(glance: Glance) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:

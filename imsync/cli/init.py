@@ -26,11 +26,12 @@ def init(
     """
     from imsync.errors import UsageError
     from imsync.im.demo_data import generate
+    from imsync.im.events import DESTINATION
     from imsync.im.setup import make_stores, refuse_existing
     from imsync.im.workspace import PROJECTIONS
 
     refuse_existing(run.workspace)
-    stream = run.bus.stream(run.settings.destination)
+    stream = run.bus.stream(DESTINATION)
     if stream.length():
         raise UsageError(
             f"the stream {stream.key} at {stream.where} has {stream.length()} entries of other stores",

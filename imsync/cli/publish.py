@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import sys
 import threading
@@ -23,13 +22,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """The most edits in one transaction."""
-
-_JSON_NAMES = {
-    "id": "user_id",
-    "nickName": "nick_name",
-    "headImage": "head_image",
-    "headImageThumb": "head_image_thumb",
-}
+RELAY_PATIENCE_SECONDS = 5.0
+"""How long another relay may hold the outbox without getting on."""
 
 
 def register(app: typer.Typer) -> None:
@@ -107,12 +101,12 @@ class _Session:
     rng: random.Random
     accepted: int = 0
     unchanged: int = 0
-    published: int = 0
     invalid: int = 0
     rejected: list[dict[str, object]] = field(default_factory=list)
     _last_seq: int = 0
     _relay: Relay | None = None
-    _redis_is_away: bool = False
+    _failures: int = 0
+    _not_before: float = 0.0
 
     def edit(self, edits: list[ProfileEdit]) -> EditReport:
         """Applies edits in one transaction."""
@@ -126,24 +120,39 @@ class _Session:
         self.unchanged += report.unchanged
         self._last_seq = max(self._last_seq, report.last_seq)
 
-    def relay(self) -> None:
-        """Publishes the outbox. A trouble is told once; the edits are kept."""
+    def relay(self, stop: threading.Event | None = None, *, at_once: bool = False) -> None:
+        """Publishes the outbox. In trouble the edits are kept, the first failure is told, and it is tried again later.
+
+        Args:
+            stop: when it is set, what is left stays in the outbox.
+            at_once: try even if the last failure was a moment ago.
+        """
+        from imsync.bus.retry import Backoff
         from imsync.errors import ImsyncError
 
-        if self._redis_is_away:
+        if time.monotonic() < self._not_before and not at_once:
             return
         try:
-            self.published += self._ready_relay().deliver(self._last_seq)
+            patience = 0.0 if self._failures else RELAY_PATIENCE_SECONDS
+            self._ready_relay().deliver(self._last_seq, patience_seconds=patience, stop=stop)
             self._add_invalid()
+            self._failures = 0
         except ImsyncError as error:
-            self._redis_is_away = True
-            self.run.out.note(f"{error.message}; the edits are kept in the outbox and will be sent later")
+            self._failures += 1
+            # a generator of its own: what is simulated depends on the seed alone
+            delay = Backoff(first_seconds=0.5, longest_seconds=30.0).delay(self._failures, random.Random())
+            self._not_before = time.monotonic() + delay
+            if self._failures == 1:
+                self.run.out.note(f"{error.message}; the edits are kept in the outbox and will be sent later")
 
     def _ready_relay(self) -> Relay:
+        from imsync.bus.publisher import Publisher
+        from imsync.im.events import DESTINATION
         from imsync.im.relay import Relay
 
         if self._relay is None:
-            publisher = self.run.bus.publisher(self.run.settings.destination)
+            # few attempts: the edits go on meanwhile, and it is tried again later
+            publisher = Publisher(self.run.bus.stream(DESTINATION), self.store.source, attempts=2)
             self._relay = Relay(self.store, publisher, batch=self.run.settings.relay.batch, order=self._order())
         return self._relay
 
@@ -159,22 +168,23 @@ class _Session:
         return distorted if self.faults.dup or self.faults.reorder else as_is
 
     def _add_invalid(self) -> None:
+        from imsync.im.events import DESTINATION
         from imsync.im.simulator import invalid_bodies
 
         wanted = int(self.accepted * self.faults.invalid) - self.invalid
         if wanted > 0:
-            self.run.bus.publisher(self.run.settings.destination).send(invalid_bodies(self.rng, wanted))
+            self.run.bus.publisher(DESTINATION).send(invalid_bodies(self.rng, wanted))
             self.invalid += wanted
 
     def finish(self) -> None:
         """Relays what is left, and prints the result."""
-        self.relay()
+        self.relay(at_once=True)
         backlog = self.store.backlog()
         data: dict[str, object] = {
             "accepted": self.accepted,
             "unchanged": self.unchanged,
             "rejected": len(self.rejected),
-            "published": self.published,
+            "published": self._relay.published if self._relay else 0,
             "outbox": backlog.unsent,
         }
         if self.faults.invalid:
@@ -223,7 +233,7 @@ def _simulate(session: _Session, count: int, rate: float | None, seed: int) -> N
                     for edit in chunk
                 ]
             )
-            session.relay()
+            session.relay(stop)
             advance(len(chunk))
 
 
@@ -248,58 +258,49 @@ def _paced(edits: Iterator[SimulatedEdit], stop: threading.Event) -> Iterator[li
 
 
 def _from_stdin(session: _Session, strict: bool) -> None:
-    edits: list[ProfileEdit] = []
-    numbers: list[int] = []
-    for line_number, parsed in _lines(session):
-        edits.append(parsed)
-        numbers.append(line_number)
-        if len(edits) == CHUNK and not strict:
-            _apply_lines(session, edits, numbers)
-            edits, numbers = [], []
-    _apply_lines(session, edits, numbers, strict=strict)
+    from imsync.cli.ndjson import arriving
+    from imsync.cli.signals import stopping
+    from imsync.errors import ImsyncError
+
+    stop = threading.Event()
+    number = 0
+    kept: list[tuple[int, ProfileEdit]] = []  # with --strict, until all are known to be good
+    with stopping(stop.set, deadline_seconds=session.run.settings.consumer.stop_deadline_seconds):
+        for lines in arriving(sys.stdin.buffer, stop, most=CHUNK):
+            edits = _good(session, lines, number + 1)
+            number += len(lines)
+            if strict:
+                kept += edits
+            elif edits:
+                _apply_lines(session, edits, strict=False)
+                session.relay(stop)
+        if strict and stop.is_set():
+            raise ImsyncError("told to stop before the input had ended: no line was applied", "give all lines again")
+        if strict and not session.rejected:
+            _apply_lines(session, kept, strict=True)
 
 
-def _apply_lines(session: _Session, edits: list[ProfileEdit], numbers: list[int], *, strict: bool = False) -> None:
-    if strict and session.rejected:
-        return
-    report = session.store.edit_many(edits, all_or_none=strict)
-    session.note(report)
-    for rejection in report.rejected:
-        _reject(session, numbers[rejection.index], rejection.error.message)
-    if not strict:
-        session.relay()
-
-
-def _lines(session: _Session) -> Iterator[tuple[int, ProfileEdit]]:
-    """The good lines with their numbers; the bad ones are told."""
+def _good(session: _Session, lines: list[bytes], first_number: int) -> list[tuple[int, ProfileEdit]]:
+    """The edits of the good lines, with the lines' numbers; the bad ones are told."""
+    from imsync.cli.ndjson import parsed
     from imsync.errors import UsageError
-    from imsync.im.user_store import ProfileEdit
 
-    for line_number, line in enumerate(sys.stdin.buffer, start=1):
+    good: list[tuple[int, ProfileEdit]] = []
+    for number, line in enumerate(lines, first_number):
         if not line.strip():
             continue
         try:
-            yield line_number, ProfileEdit.checked(**_fields(line))
+            good.append((number, parsed(line)))
         except UsageError as error:
-            _reject(session, line_number, error.message)
+            _reject(session, number, error.message)
+    return good
 
 
-def _fields(line: bytes) -> dict[str, object]:
-    from imsync.errors import UsageError
-
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UsageError("not a JSON object") from None
-    if not isinstance(value, dict):
-        raise UsageError("not a JSON object")
-    if unknown := value.keys() - _JSON_NAMES.keys():
-        raise UsageError(f"unknown field {sorted(unknown)[0][:40]!a}")
-    if "id" not in value:
-        raise UsageError("no id")
-    if nulls := [name for name, content in value.items() if content is None]:
-        raise UsageError(f"{nulls[0]} is null: leave a field out to keep it")
-    return {_JSON_NAMES[name]: content for name, content in value.items()}
+def _apply_lines(session: _Session, edits: list[tuple[int, ProfileEdit]], *, strict: bool) -> None:
+    report = session.store.edit_many([edit for _, edit in edits], all_or_none=strict)
+    session.note(report)
+    for rejection in report.rejected:
+        _reject(session, edits[rejection.index][0], rejection.error.message)
 
 
 def _reject(session: _Session, line_number: int, message: str) -> None:

@@ -41,9 +41,9 @@ Every command takes these, after its own name, and `--help`. The environment may
 
 def commands() -> Iterator[tuple[str, TyperCommand]]:
     """Every command with its full name (`imsync publish user-update`), groups before their members."""
-    from imsync.cli.app import app
+    from imsync.cli.app import build
 
-    return _walk("imsync", typer.main.get_command(app))
+    return _walk("imsync", typer.main.get_command(build()))
 
 
 def _walk(name: str, command: Any) -> Iterator[tuple[str, TyperCommand]]:

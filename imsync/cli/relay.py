@@ -22,6 +22,7 @@ def relay(
 ) -> None:
     """Keep publishing what waits in the outbox, until told to stop."""
     from imsync.cli.signals import stopping
+    from imsync.im.events import DESTINATION
     from imsync.im.relay import Relay
 
     store = run.workspace.user_store()
@@ -31,13 +32,14 @@ def relay(
     with run.out.progress("relaying", None) as advance:
         worker = Relay(
             store,
-            run.bus.publisher(run.settings.destination),
+            run.bus.publisher(DESTINATION),
             batch=run.settings.relay.batch,
             on_sent=advance,
+            on_waiting=lambda: run.out.note("another relay is at work on this outbox; waiting for it"),
         )
         with stopping(stop.set, deadline_seconds=run.settings.consumer.stop_deadline_seconds):
             if until_empty:
-                published = worker.deliver(up_to_seq=2**63 - 1)
+                published = worker.deliver(up_to_seq=2**63 - 1, stop=stop)
             else:
                 published = worker.run(
                     stop,

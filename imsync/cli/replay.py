@@ -97,9 +97,10 @@ def _is_entry_id(text: str) -> bool:
 
 def _plan(run: Run, service: str, selection: Selection) -> list[Planned]:
     from imsync.bus.replay import plan
+    from imsync.im.events import DESTINATION
 
-    stream = run.bus.stream(run.settings.destination)
-    return plan(run.bus.client, stream, run.bus.keys(run.settings.destination), service, selection)
+    stream = run.bus.stream(DESTINATION)
+    return plan(run.bus.client, stream, run.bus.keys(DESTINATION), service, selection)
 
 
 def _described(service: str, planned: Planned) -> dict[str, object]:
@@ -116,16 +117,19 @@ def _described(service: str, planned: Planned) -> dict[str, object]:
 def _apply(run: Run, service: str, planned: list[Planned], selection: Selection) -> dict[str, int]:
     from imsync.bus.codec import Decoder
     from imsync.bus.consumer import unique_name
+    from imsync.bus.liveness import Heartbeat
     from imsync.bus.processor import Processor
     from imsync.bus.replay import replay
+    from imsync.im.events import DESTINATION
 
     store = run.workspace.projection(service)
-    stream = run.bus.stream(run.settings.destination)
+    stream = run.bus.stream(DESTINATION)
+    keys = run.bus.keys(DESTINATION)
     options = run.consumer_options()
     name = f"replay.{unique_name()}"[:64]
     processor = Processor(
         stream,
-        run.bus.keys(run.settings.destination).dead(service),
+        keys.dead(service),
         group=service,
         consumer=name,
         decoder=Decoder(store.events),
@@ -133,7 +137,8 @@ def _apply(run: Run, service: str, planned: list[Planned], selection: Selection)
         retry=options.retry,
     )
     failed = 0
-    with run.out.progress(f"replaying {service}", len(planned)) as advance:
+    heartbeat = Heartbeat(run.bus.endpoint, keys.alive(service, name), options.heartbeat_ms)
+    with heartbeat, run.out.progress(f"replaying {service}", len(planned)) as advance:
         for failures in replay(processor, stream, service, name, planned, selection.min_idle_ms, options.batch):
             failed += len(failures)
             advance(min(options.batch, len(planned)))

@@ -93,13 +93,18 @@ def status(run: Run) -> None:
 
 def _look(run: Run, users: UserStore, service: str) -> GroupHealth:
     from imsync.bus.inspection import view_group
+    from imsync.im.events import DESTINATION
     from imsync.im.health import GroupHealth, account, judge_group
 
     projection = run.workspace.projection(service)
-    # settled before published: what is settled in between would look like more than was published
+    # What was published by now is undelivered, pending or settled when the rest is looked at, in this order; what
+    # is settled by then was published, or waits to be noted, when the outbox is looked at last.
+    published = users.published()
+    view = view_group(run.bus, DESTINATION, service)
     tallies = projection.tallies()
+    unsent = users.backlog().unsent
+    at_most = unsent + users.published()
     staleness = projection.staleness()
     projection.close()
-    view = view_group(run.bus, run.settings.destination, service)
-    accounting = account(users.source, users.published(), users.backlog().unsent, tallies, view.pending, view.lag)
+    accounting = account(users.source, published, at_most, tallies, view.pending, view.lag)
     return GroupHealth(view, accounting, staleness, judge_group(view, accounting))

@@ -94,12 +94,21 @@ class Story:
     Args:
         say: called with a line whenever something happens.
         show: called with the numbers while waiting.
+        interrupted: whether somebody wants it to end; asked several times per second. A signal handler that raises
+            could hit the very moment in which a process has been started and is not yet known here.
     """
 
-    def __init__(self, scale: Scale, say: Callable[[str], None], show: Callable[[Glance], None]) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        say: Callable[[str], None],
+        show: Callable[[Glance], None],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._scale = scale
-        self._say = say
+        self._print = say
         self._show = show
+        self._interrupted = interrupted
         self._began = time.monotonic()
         self._folder = Path(tempfile.mkdtemp(prefix="imsync-demo-"))
         self._workspace = Workspace(self._folder / "data")
@@ -110,23 +119,28 @@ class Story:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        self._server.stop()
-        shutil.rmtree(self._folder)
+        try:
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+            self._server.stop()
+        finally:
+            shutil.rmtree(self._folder)
 
     def tell(self) -> Ending:
         """Tells it, from the first row to the proof.
 
         Raises:
             ImsyncError: a process failed, or something did not happen in time.
+            KeyboardInterrupt: it was interrupted.
         """
         scale = self._scale
+        self._go_on()
         status = self._server.start()
         self._say(f"{status.version} started on a unix socket, pid {status.pid}")
-        made = make_stores(self._workspace, generate(users=scale.users, groups=scale.groups, seed=scale.seed))
+        data = generate(users=scale.users, groups=scale.groups, seed=scale.seed)
+        made = make_stores(self._workspace, data, on_step=self._go_on)
         self._say(f"{made.users:,} users, {made.members:,} group members, {made.friends:,} friendships")
         with Bus.from_url(status.url) as bus:
             for service in PROJECTIONS:
@@ -142,7 +156,7 @@ class Story:
         self._say(f"a producer makes {scale.edits:,} edits, {scale.rate:,.0f} per second")
         self._wait(bus, lambda glance: glance.published >= scale.edits // 2)
         held = self._kill_while_it_holds_entries(bus, VICTIM)
-        self._say(f"kill -9 {VICTIM}, in the middle of a batch: it leaves {held} entries unacknowledged")
+        self._say(f"kill -9 {VICTIM}, in the middle of a batch: it leaves {_entries(held)} unacknowledged")
         self._wait(bus, lambda glance: self._has_ended("producer") and self._at_rest(glance))
         self._finish("producer")
         group_store = self._workspace.projection("group")
@@ -170,9 +184,11 @@ class Story:
     ) -> Ending:
         users = self._workspace.user_store()
         projections = self._workspace.projections()
-        verdict = verify(users, projections, lambda group: GroupFlight(bus.stream(DESTINATION), group))
+        verdict = verify(
+            users, projections, lambda group: GroupFlight(bus.stream(DESTINATION), group), on_page=self._go_on
+        )
         accounts = [
-            account(users.source, users.published(), users.backlog().unsent, p.tallies(), view.pending, view.lag)
+            account(users.source, users.published(), users.published(), p.tallies(), view.pending, view.lag)
             for p in projections
             for view in (view_group(bus, DESTINATION, p.name),)
         ]
@@ -192,6 +208,15 @@ class Story:
             verdict=verdict,
             seconds=round(time.monotonic() - self._began, 1),
         )
+
+    def _say(self, line: str) -> None:
+        self._go_on()
+        self._print(line)
+
+    def _go_on(self, step: object = None) -> None:
+        """Raises KeyboardInterrupt when it was interrupted."""
+        if self._interrupted():
+            raise KeyboardInterrupt
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,6 +263,7 @@ class Story:
         process = self._processes[name]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
+            self._go_on()
             process.send_signal(signal.SIGSTOP)
             held = bus.stream(DESTINATION).pending_summary("group").by_consumer.get(name, 0)
             if held >= (WORTH_KILLING if time.monotonic() < deadline - PATIENCE_SECONDS / 2 else 1):
@@ -260,6 +286,7 @@ class Story:
     def _wait(self, bus: Bus, condition: Callable[[Glance], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
+            self._go_on()
             glance = self._glance(bus)
             self._show(glance)
             if condition(glance):
@@ -289,3 +316,7 @@ class Story:
             pending={view.group: view.pending for view in views},
             alive=[name for view in views for name in view.alive],
         )
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count:,} entries"

@@ -17,6 +17,7 @@ def verify(run: Run) -> None:
 
     May run while traffic flows: what an event on its way explains is in flight, not drift.
     """
+    from imsync.im.events import DESTINATION
     from imsync.im.flight import GroupFlight
     from imsync.im.verify import verify as compare
 
@@ -26,7 +27,7 @@ def verify(run: Run) -> None:
         verdict = compare(
             users,
             projections,
-            lambda group: GroupFlight(run.bus.stream(run.settings.destination), group),
+            lambda group: GroupFlight(run.bus.stream(DESTINATION), group),
             on_page=advance,
         )
     users.close()

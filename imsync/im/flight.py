@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsync.bus.stream import Stream, following, id_parts
+from imsync.bus.stream import Stream, id_parts
 from imsync.errors import GroupMissing
-
-_PAGE = 5000
 
 
 class GroupFlight:
@@ -26,7 +24,10 @@ class GroupFlight:
         """
         groups = {info.name: info.last_delivered_id for info in self._stream.groups()}
         self._last_delivered = id_parts(groups.get(self._group, "0-0"))
-        self._pending = self._pending_ids()
+        try:
+            self._pending = {entry.id for entry in self._stream.pending_among(self._group, entry_ids)}
+        except GroupMissing:
+            self._pending = set()
         self._existing = self._stream.existing(entry_ids)
 
     def is_undelivered(self, entry_id: str) -> bool:
@@ -40,16 +41,3 @@ class GroupFlight:
     def is_gone(self, entry_id: str) -> bool:
         """Whether the stream did not hold the entry when last looked at."""
         return entry_id not in self._existing
-
-    def _pending_ids(self) -> set[str]:
-        ids: set[str] = set()
-        start = "-"
-        while True:
-            try:
-                page = self._stream.pending(self._group, start=start, count=_PAGE)
-            except GroupMissing:
-                return ids
-            ids.update(entry.id for entry in page)
-            if len(page) < _PAGE:
-                return ids
-            start = following(page[-1].id)

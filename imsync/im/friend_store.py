@@ -52,10 +52,14 @@ class FriendStore(ProfileProjection):
         with self._database.atomic() as connection:
             connection.execute(SQL["join"], (remark_nick_name, friend_id, user_id))
 
-    def bootstrap(self, profiles: Iterable[Profile], friendships: Iterable[Friendship]) -> None:
-        """Fills a fresh store from a snapshot of the users, in one transaction."""
+    def bootstrap(self, profiles: Iterable[Profile], friendships: Iterable[Friendship], *, source: str = "") -> None:
+        """Fills a fresh store from a snapshot of the users, in one transaction.
+
+        Args:
+            source: the CloudEvents source of the user store that the snapshot is of.
+        """
         with self._database.atomic() as connection:
-            self._bootstrap_replicas(connection, profiles)
+            self._bootstrap_replicas(connection, profiles, source)
             connection.executemany(
                 SQL["load_friend"], ((f.user_id, f.remark_nick_name, f.friend_id) for f in friendships)
             )

@@ -31,7 +31,8 @@ V = TypeVar("V", bound=Versioned)
 def newest(events: Iterable[V], applied: Mapping[int, int]) -> dict[int, V]:
     """For each key the event to apply: of those newer than what was applied the newest, or the tombstone.
 
-    The order of the events does not matter. Of two with one version the first wins, as it would in two batches.
+    The order of the events within the batch does not matter. Of two with one version the first wins, as it would
+    in two batches.
 
     Args:
         events: in the order of their delivery.

@@ -63,10 +63,16 @@ class GroupStore(ProfileProjection):
         with self._database.atomic() as connection:
             connection.execute(SQL["join"], (remark_nick_name, user_id, group_id))
 
-    def bootstrap(self, profiles: Iterable[Profile], groups: Iterable[Group], members: Iterable[Member]) -> None:
-        """Fills a fresh store from a snapshot of the users, in one transaction."""
+    def bootstrap(
+        self, profiles: Iterable[Profile], groups: Iterable[Group], members: Iterable[Member], *, source: str = ""
+    ) -> None:
+        """Fills a fresh store from a snapshot of the users, in one transaction.
+
+        Args:
+            source: the CloudEvents source of the user store that the snapshot is of.
+        """
         with self._database.atomic() as connection:
-            self._bootstrap_replicas(connection, profiles)
+            self._bootstrap_replicas(connection, profiles, source)
             connection.executemany(SQL["load_group"], ((g.id, g.name, g.owner_id) for g in groups))
             connection.executemany(
                 SQL["load_member"], ((m.group_id, m.remark_nick_name, m.quit, m.user_id) for m in members)

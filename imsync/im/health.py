@@ -12,6 +12,8 @@ from imsync.store.settlement import CONFLICT, DEAD, LOST, Percentiles
 
 STALLED_SECONDS = 30.0
 """What waits for longer than this without anybody at work on it is red."""
+LATE_SECONDS = 60.0
+"""What waits for longer than this is red whoever is at work on it: a consumer may beat and yet not get on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Problem:
 def account(
     source: str,
     published: int,
-    unsent: int,
+    at_most: int,
     tallies: Mapping[tuple[str, str], int],
     pending: int,
     undelivered: int | None,
@@ -60,8 +62,9 @@ def account(
 
     Args:
         source: the CloudEvents source of our user store; events of other sources are foreign.
-        published: events that our outbox noted as sent.
-        unsent: events that it has not noted yet; some may be in the stream all the same.
+        published: events that our outbox had noted as sent before the rest was looked at.
+        at_most: how many may be in the stream: those noted as sent after the rest was looked at, and those not
+            noted yet.
         tallies: the projection's counts by (source, outcome).
     """
     settled = {str(Effect.APPLIED), str(Effect.SUPERSEDED), DEAD}
@@ -70,12 +73,10 @@ def account(
         return tallies.get((source, outcome), 0)
 
     lost = sum(n for (_, outcome), n in tallies.items() if outcome == LOST)
-    missing = published - ours(str(Effect.APPLIED)) - ours(str(Effect.SUPERSEDED)) - ours(DEAD)
-    if missing >= 0:
-        on_the_way = pending + lost + (undelivered if undelivered is not None else missing)
-        unexplained = max(0, missing - on_the_way)
-    else:
-        unexplained = min(0, missing + unsent)
+    done = ours(str(Effect.APPLIED)) + ours(str(Effect.SUPERSEDED)) + ours(DEAD)
+    missing = published - done
+    on_the_way = pending + lost + (undelivered if undelivered is not None else max(0, missing))
+    unexplained = max(0, missing - on_the_way) or min(0, at_most - done)
     return Accounting(
         published=published,
         applied=ours(str(Effect.APPLIED)),
@@ -109,6 +110,14 @@ def judge_group(view: GroupView, accounting: Accounting) -> tuple[Problem, ...]:
         entries = "entries" if view.lag is None else f"{view.lag} entries"
         problems.append(
             Problem(f"{entries} wait for group {group} and no consumer is alive", f"imsync consume {group}")
+        )
+    waits = max(view.lag_seconds or 0.0, view.oldest_pending_seconds or 0.0)
+    if view.alive and waits > LATE_SECONDS:
+        problems.append(
+            Problem(
+                f"group {group} is {waits:.0f} s late although {len(view.alive)} consumers live",
+                f"look at their messages; imsync replay pending --group {group}",
+            )
         )
     if view.held_by_dead and (view.oldest_pending_seconds or 0.0) > STALLED_SECONDS:
         problems.append(

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 REPLICA_SQL = load("imsync.im", "replica.sql")
 
+CLOCK_TOLERANCE_MS = 300_000
+"""How far the clock of the user service may be thought to step back."""
+
 _LOOKUP_CHUNK = 500
 
 
@@ -49,12 +52,12 @@ class Replica(NamedTuple):
 
     def contradicts(self, event_replica: Replica) -> bool:
         """Whether an event that was superseded by this state, and never seen before, cannot come from the same
-        history: it has this version and other content, or a lower version and a later time, or it comes after a
-        tombstone.
+        history: it has this version and other content, or a lower version and a much later time, or it comes after
+        a tombstone. (Clocks step; they raise an alarm here and decide nothing.)
         """
         other = event_replica
         if other.version < self.version:
-            return other.occurred_ms > self.occurred_ms
+            return other.occurred_ms > self.occurred_ms + CLOCK_TOLERANCE_MS
         return other.version > self.version or (
             (other.nick_name, other.head_image, other.deleted) != (self.nick_name, self.head_image, self.deleted)
         )
@@ -144,7 +147,10 @@ class ProfileProjection:
 
     def record_lost(self, entry_ids: Sequence[str]) -> None:
         """Records entries that were trimmed before they could be applied. See `imsync.bus.SettlementLog`."""
-        self._record_once(Settled(key_of(None, entry_id), LOST, entry_id, "") for entry_id in entry_ids)
+        settled = self._settlements.settled_entries(entry_ids)  # settled, and killed before it was acknowledged
+        self._record_once(
+            Settled(key_of(None, entry_id), LOST, entry_id, "") for entry_id in entry_ids if entry_id not in settled
+        )
 
     def _record_once(self, settled: Iterable[Settled]) -> None:
         with self._database.atomic() as connection:
@@ -228,8 +234,9 @@ class ProfileProjection:
 
     # ── bootstrap ────────────────────────────────────────────────────────────────────────────────────
 
-    def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile]) -> None:
+    def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile], source: str) -> None:
         """Fills a fresh store from a snapshot of the source."""
+        self._settlements.recognise(connection, source)
         now_ms = _now_ms()
         connection.execute(REPLICA_SQL["set_meta"], ("store_id", str(uuid4())))
         connection.executemany(

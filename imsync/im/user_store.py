@@ -370,7 +370,7 @@ class UserStore:
 def _editable(profiles: dict[int, Profile], user_id: int) -> Profile:
     profile = profiles.get(user_id)
     if profile is None:
-        raise UsageError(f"there is no user {user_id}", "`imsync status` tells which store is used; ids are in im_user")
+        raise UsageError(f"there is no user {user_id}", "the ids are in the table im_user of user.db")
     if profile.deleted:
         raise UsageError(f"user {user_id} is deleted", "deletion is final")
     return profile

@@ -18,6 +18,7 @@ from imsync.store.projection import CopyState, Projection, SourceState
 
 PAGE = 1000
 MAX_EXAMPLES = 20
+MAX_LOOKS = 5
 
 
 class Cause(StrEnum):
@@ -193,15 +194,24 @@ class _Side:
         return difference(source, copy, self._projection.expected(source) if source else ())
 
     def _judge(self) -> None:
-        """Looks at the suspects again. The order of the reads is what makes it right: the source and its outbox,
-        then the group, then the copies. What the group has settled by then is in the copies.
+        """Looks at the suspects again, and once more at those that were edited meanwhile."""
+        for _ in range(MAX_LOOKS):
+            if not self._suspects:
+                return
+            self._suspects = self._look_again(self._suspects)
+        # edited at every look: there is always an event on its way
+        self._verdict.in_flight += len(self._suspects)
+        self._suspects = []
+
+    def _look_again(self, suspects: Sequence[int]) -> list[int]:
+        """Judges users, and returns those whose source was edited while they were read.
+
+        The order of the reads is what makes it right: the source and its outbox, then the group, then the copies.
+        What the group has settled by then is in the copies.
         """
-        if not self._suspects:
-            return
         if self._flight is None:
             self._flight = self._flight_to(self._projection.name)
-        sources = {key: (self._users.state(key), self._users.latest_event(key)) for key in self._suspects}
-        self._suspects.clear()
+        sources = {key: (self._users.state(key), self._users.latest_event(key)) for key in suspects}
         self._flight.refresh([latest[1] for _, latest in sources.values() if latest and latest[1]])
         moved: list[int] = []
         for key, (source, latest) in sources.items():
@@ -212,25 +222,18 @@ class _Side:
             if cause in (Cause.MISSING, Cause.BEHIND):
                 cause = self._explain(cause, latest, self._flight)
             elif self._users.state(key) != source:
-                moved.append(key)  # edited since it was read: judge it once more
+                moved.append(key)
                 continue
             if cause is None:
                 self._verdict.in_flight += 1
             else:
-                self._verdict.causes[cause] += 1
-                if len(self._verdict.examples) < MAX_EXAMPLES:
-                    self._verdict.examples.append(
-                        Difference(
-                            key,
-                            self._projection.name,
-                            cause,
-                            source.version if source else 0,
-                            copy.version if copy else 0,
-                        )
-                    )
-        self._suspects += moved
-        if moved:
-            self._judge()
+                self._found(Difference(key, self._projection.name, cause, _version(source), _version(copy)))
+        return moved
+
+    def _found(self, drift: Difference) -> None:
+        self._verdict.causes[drift.cause] += 1
+        if len(self._verdict.examples) < MAX_EXAMPLES:
+            self._verdict.examples.append(drift)
 
     @staticmethod
     def _explain(cause: Cause, latest: tuple[int, str | None] | None, flight: Flight) -> Cause | None:
@@ -243,6 +246,10 @@ class _Side:
         if flight.is_undelivered(entry_id) or flight.is_pending(entry_id):
             return Cause.LOST if flight.is_gone(entry_id) else None
         return cause
+
+
+def _version(state: SourceState | CopyState | None) -> int:
+    return state.version if state else 0
 
 
 S = TypeVar("S", SourceState, CopyState)

@@ -65,7 +65,7 @@ class ConsumerSettings(_Table):
 
 
 class RelaySettings(_Table):
-    """How the outbox is published, and how long it remembers."""
+    """How the outbox is published."""
 
     batch: int = Field(
         default=1000,
@@ -79,13 +79,6 @@ class RelaySettings(_Table):
         le=60_000,
         description="How often, in milliseconds, the relay looks for unsent rows: the most it adds to the "
         "delay of an edit while it is idle.",
-    )
-    keep_sent_hours: float = Field(
-        default=24.0,
-        ge=0.01,
-        le=8760.0,
-        description="How long, in hours, rows stay in the outbox after they were sent. If the server loses "
-        "its latest entries (failover, restored backup), rows this young are sent again.",
     )
 
 
@@ -146,10 +139,6 @@ class Settings(_Table):
         description="What the name of every key in Redis begins with. Installations that share a server need "
         "different ones; a changed one is a fresh start with empty streams.",
     )
-    destination: str = Field(
-        default="user-update",
-        description="The topic that edits of profiles are published to; it names the stream and its dead letters.",
-    )
     consumer: ConsumerSettings = Field(default_factory=ConsumerSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
@@ -175,13 +164,6 @@ class Settings(_Table):
     def _prefix_is_a_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", name):
             raise ValueError("must be 1 to 64 letters, digits or any of . _ : -")
-        return name
-
-    @field_validator("destination")
-    @classmethod
-    def _destination_is_a_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
-            raise ValueError("must be 1 to 64 letters, digits or any of . _ -")
         return name
 
     def public(self) -> dict[str, object]:

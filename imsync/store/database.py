@@ -148,16 +148,6 @@ class Database:
         with self._translated():
             return self._connection.execute(sql, parameters).fetchall()
 
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Several reads of one state of the file."""
-        with self._translated():
-            self._connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self._connection.execute("ROLLBACK")
-
     def close(self) -> None:
         """Closes the file."""
         self._connection.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from imsync.bus.event import Event
+from imsync.bus.outcome import Effect
 from imsync.store.database import Database, placeholders
 from imsync.store.sql import load
 
@@ -78,6 +79,16 @@ class SettlementTable:
             found.update(self._database.query(SQL["known"] + placeholders(len(chunk)), chunk))
         return found
 
+    def settled_entries(self, entry_ids: Sequence[str]) -> set[str]:
+        """Those of the entries that are settled already. Reads the whole table: for what hardly ever happens."""
+        found: set[str] = set()
+        for start in range(0, len(entry_ids), _LOOKUP_CHUNK):
+            chunk = entry_ids[start : start + _LOOKUP_CHUNK]
+            found.update(
+                row[0] for row in self._database.query(SQL["settled_entries"] + placeholders(len(chunk)), chunk)
+            )
+        return found
+
     def record(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
         """Records events that are not known yet."""
         connection.executemany(SQL["record"], [row[:3] for row in settled])
@@ -94,6 +105,10 @@ class SettlementTable:
         """Adds to the tallies, by (source, outcome)."""
         for (source, outcome), n in numbers.items():
             connection.execute(SQL["count"], (self._countable(connection, source), outcome, n))
+
+    def recognise(self, connection: sqlite3.Connection, source: str) -> None:
+        """Keeps a tally of its own for this source, however many others there will be."""
+        connection.execute(SQL["count"], (source, str(Effect.APPLIED), 0))
 
     def _countable(self, connection: sqlite3.Connection, source: str) -> str:
         if connection.execute(SQL["is_source"], (source,)).fetchone():

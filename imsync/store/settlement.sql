@@ -37,6 +37,9 @@ SELECT event_key, outcome FROM settled WHERE event_key >= ? LIMIT ?;
 -- name: known
 SELECT event_key, outcome FROM settled WHERE event_key IN
 
+-- name: settled_entries
+SELECT entry_id FROM settled WHERE entry_id IN
+
 -- name: count
 INSERT INTO tally (source, outcome, n) VALUES (?, ?, ?)
 ON CONFLICT (source, outcome) DO UPDATE SET n = n + excluded.n;

@@ -18,12 +18,13 @@ from typing import Any
 
 import redis
 
+from imsync.bus.keys import Keys
 from imsync.embedded import EmbeddedServer
+from imsync.im.events import DESTINATION
 from tests.servers import eventually
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, str(CHECKOUT / "cli.py")]
-DESTINATION = "user-update"
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -147,13 +148,14 @@ class Imsync:
             yield client
 
     @property
+    def keys(self) -> Keys:
+        """The keys of the destination."""
+        return Keys(self.environ.get("IMSYNC_PREFIX", "imsync"), DESTINATION)
+
+    @property
     def stream(self) -> str:
         """The key of the stream."""
-        return f"{self.environ.get('IMSYNC_PREFIX', 'imsync')}:{{{DESTINATION}}}:stream"
-
-    def key(self, *parts: str) -> str:
-        """Another key of the destination: `key("dead", "group")`, `key("alive", "group", consumer)`."""
-        return self.stream.removesuffix("stream") + ":".join(parts)
+        return self.keys.stream
 
     def pending(self, group: str = "group", count: int = 100_000) -> list[dict[str, Any]]:
         """What the group's consumers hold, as redis-py tells it."""
@@ -163,7 +165,7 @@ class Imsync:
 
     def alive(self, group: str = "group") -> list[str]:
         """The names of the group's consumers that have a heartbeat."""
-        start = self.key("alive", group, "")
+        start = self.keys.alive(group, "-")[:-1]
         with self.client() as client:
             return [key.decode().removeprefix(start) for key in client.scan_iter(f"{start}*", count=1000)]
 

@@ -64,7 +64,7 @@ def test_start_says_what_it_started(bare: Imsync) -> None:
     assert (bare.data / "redis").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "status"])
+@pytest.mark.parametrize("verb", ["start", "stop"])
 def test_with_a_url_there_is_no_server_of_ones_own(bare: Imsync, verb: str) -> None:
     done = bare.run("server", verb, "--url", "redis://127.0.0.1:1", "--json").expect(2)
     error = done.json()["error"]

@@ -27,9 +27,9 @@ DEAD_PORT = "redis://127.0.0.1:1"
 
 @pytest.fixture
 def quick(bare: Imsync, busy_template: Path) -> Imsync:
-    """Stores with `EDITS` published edits, and consumers that are known to be dead 0.3 s after their death."""
+    """Stores with `EDITS` published edits, and consumers that are known to be dead 0.75 s after their death."""
     shutil.copytree(busy_template, bare.data)
-    bare.set(CONSUMER_HEARTBEAT_MS="100")
+    bare.set(CONSUMER_HEARTBEAT_MS="250")
     EmbeddedServer(bare.data).start()
     return bare
 
@@ -172,9 +172,9 @@ def test_what_the_living_hold_is_left_alone_and_a_zombie_is_harmless(quick: Imsy
     def beat() -> None:
         with quick.client() as client:
             while not stop.is_set():
-                client.set(quick.key("alive", "group", name), "by hand", px=30_000)
+                client.set(quick.keys.alive("group", name), "by hand", px=30_000)
                 stop.wait(0.02)
-            client.delete(quick.key("alive", "group", name))
+            client.delete(quick.keys.alive("group", name))
 
     heart = threading.Thread(target=beat)
     heart.start()

@@ -130,15 +130,17 @@ def test_faults_converge_and_the_accounting_closes(im: Imsync) -> None:
     assert repeats > 50  # 0.2 of 500, give or take
 
     for group in ("group", "friend"):
-        done = im.run("consume", group, "--until-empty", "--json").expect(0)
+        # in small batches, so that late events come after newer ones were applied
+        done = im.run("consume", group, "--until-empty", "--batch", 20, "--json").expect(0)
         counts = done.json()
         assert (counts["events"], counts["dead"], counts["duplicates"]) == (entries, 50, repeats)
         assert counts["applied"] + counts["superseded"] == 500
-        assert len(done.err.splitlines()) == 50  # none dies silently
         letters = im.run("dead", "list", "--group", group, "--json").expect(0).rows()
         assert len(letters) == 50
         assert all(letter["reason"] and letter["message"] for letter in letters)
-        assert len({letter["reason"] for letter in letters}) > 3
+        reasons = {letter["reason"] for letter in letters}
+        assert len(reasons) > 3
+        assert all(reason in done.err for reason in reasons)  # none dies silently
         with im.client() as client:
             for letter in letters:
                 assert client.xrange(im.stream, letter["source_id"], letter["source_id"])

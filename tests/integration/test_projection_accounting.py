@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from imsync.bus.handler import Rejected
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Ack, DeadLetter, Outcome
 from imsync.im.events import IMBaseEvent
+from imsync.im.group_store import GroupStore
 from imsync.store.settlement import MAX_SOURCES
 from tests.projections import (
     BEGAN,
@@ -206,6 +207,7 @@ def test_tallies_are_kept_for_so_many_sources(kind: Kind, store: Store) -> None:
         (update(1, 5), update(1, 5), False),  # said twice, as a repair does
         (update(1, 5), update(1, 4), False),  # late
         (update(1, 5), update(1, 4, occurred_at=BEGAN + timedelta(hours=1)), True),
+        (update(1, 5), update(1, 4, occurred_at=BEGAN + timedelta(seconds=299)), False),  # a clock stepped back
         (update(1, 5), tombstone(1, 5), True),
         (tombstone(1, 5), update(1, 4), False),
         (tombstone(1, 5), update(1, 5), True),
@@ -236,3 +238,19 @@ def test_an_unknown_event_that_contradicts_the_applied_version_raises_an_alarm(
     for record in caplog.records:
         assert str(unknown.event_id) in record.message or str(applied.event_id) in record.message
     assert_rows_equal_the_replica(kind, store)
+
+
+def test_an_entry_that_was_settled_before_it_was_trimmed_is_not_lost(kind: Kind, store: Store) -> None:
+    """Committed, killed before the acknowledgement, trimmed, taken over."""
+    store.apply([kind.received(update(1, 2), "7-1")])
+    store.record_lost(["7-1", "7-2"])
+    store.record_lost(["7-2"])
+    assert store.tallies() == {("urn:test", "applied"): 1, ("", "lost"): 1}
+
+
+def test_the_source_that_the_store_was_made_from_is_never_pooled(tmp_path: Path) -> None:
+    with closing(GroupStore(tmp_path / "own.db", create=True)) as store:
+        store.bootstrap([], [], [], source="urn:ours")
+        deliver(GROUP, store, *(update(1, 2 + n, source=f"urn:other:{n}") for n in range(2 * MAX_SOURCES)))
+        deliver(GROUP, store, update(2, 2, source="urn:ours"))
+        assert store.tallies()["urn:ours", "applied"] == 1

@@ -18,7 +18,7 @@ from imsync.bus.connection import Endpoint
 from imsync.bus.publisher import Publisher
 from imsync.bus.retry import Backoff
 from imsync.bus.stream import Stream
-from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, RedisUnreachable
+from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, RedisUnreachable, StoreUnusable
 from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.relay import Order, Relay
 from imsync.im.user_store import OutboxRow, ProfileEdit, UserStore
@@ -347,3 +347,82 @@ def test_what_another_relay_published_already_is_not_waited_for(
     with other._lock() as freed:
         assert freed is not None
     assert (Path(f"{store.path}.relay-lock").stat().st_mode & 0o777) == 0o600
+
+
+def test_another_relay_that_gets_on_is_waited_for(
+    store: UserStore, server: Server, rigged: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends a row at each look, and so needs longer for all of them than it may take for one."""
+    rig = rigged(server.url)
+    last_seq = store.edit_many(edits(30)).last_seq
+    unsent = store.unsent
+
+    def after_one_more(limit: int, after_seq: int = 0) -> list[OutboxRow]:
+        store.mark_sent([(row.seq, "1-1") for row in unsent(1)])
+        return unsent(limit, after_seq)
+
+    monkeypatch.setattr(store, "unsent", after_one_more)
+    waits = list[str]()
+    other = Relay(store, Publisher(rig.stream, store.source), on_waiting=lambda: waits.append("waits"))
+    with rig.relay._lock():
+        assert other.deliver(last_seq, patience_seconds=0.1) == 0
+    assert store.backlog().unsent == 0
+    assert waits == ["waits"]
+
+
+# ── being told to stop ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("how", ["deliver", "run"])
+def test_told_to_stop_it_finishes_the_round_trip(
+    store: UserStore, server: Server, rigged: Callable[..., Rig], how: str
+) -> None:
+    rig = rigged(server.url)
+    stop = threading.Event()
+    relay = Relay(store, Publisher(rig.stream, store.source), batch=7, on_sent=lambda _: stop.set())
+    last_seq = store.edit_many(edits(20)).last_seq
+    if how == "deliver":
+        assert relay.deliver(last_seq, stop=stop) == 7
+    else:
+        assert relay.run(stop, poll_seconds=0.005, on_trouble=lambda *_: None) == 7
+    assert (relay.published, store.published(), store.backlog().unsent, rig.stream.length()) == (7, 7, 13, 7)
+
+
+def test_told_to_stop_it_does_not_wait_for_another_relay(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url)
+    last_seq = store.edit_many(edits(2)).last_seq
+    stop = threading.Event()
+    other = Relay(store, Publisher(rig.stream, store.source), on_waiting=stop.set)
+    with rig.relay._lock():
+        assert other.deliver(last_seq, stop=stop) == 0
+    assert store.backlog().unsent == 2
+
+
+def test_what_was_published_before_a_trouble_counts(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url)
+    refusing = Refusing(rig.stream, {(1, 3)})
+    relay = Relay(store, Publisher(refusing, store.source, attempts=1))
+    store.edit_many(edits(6))
+    stop = threading.Event()
+    assert relay.run(stop, poll_seconds=0.005, on_trouble=lambda *_: stop.set()) == relay.published == 4
+
+
+# ── the lock's file ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_lock_that_cannot_be_used_is_a_trouble_of_the_store(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url)
+    last_seq = store.edit_many(edits(2)).last_seq
+    lock = Path(f"{store.path}.relay-lock")
+    lock.mkdir()
+    with pytest.raises(StoreUnusable, match="Is a directory") as raised:
+        rig.relay.deliver(last_seq)
+    assert raised.value.hint
+    lock.rmdir()
+    assert rig.relay.deliver(last_seq) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imsync.cli.app import build
 from imsync.cli.reference import commands, main, parameters, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,3 +65,9 @@ def test_check_compares_and_writes_nothing(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == "old"
     assert main([str(page)]) == 0
     assert main(["--check", str(page)]) == 0
+
+
+def test_help_has_colours_by_the_standard_output_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal, mode in ((True, "rich"), (False, None)):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal, raising=False)
+        assert build().rich_markup_mode == mode

@@ -95,7 +95,7 @@ def test_the_keys_of_a_destination() -> None:
     keys = Keys("imsync", "user-update")
     assert keys.stream == "imsync:{user-update}:stream"
     assert keys.dead("group") == "imsync:{user-update}:dead:group"
-    assert keys.alive("group", "host-1") == "imsync:{user-update}:alive:group:host-1"
+    assert keys.alive("group", "host-1") == "imsync:{user-update}:alive:group/host-1"
 
 
 names = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True).filter(lambda name: name.upper() != "STREAMS")
