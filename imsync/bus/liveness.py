@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MISSED_BEATS = 3
 """A consumer is taken for dead when so many heartbeats in a row did not come."""
 
+SHORTEST_TIMEOUT_SECONDS = 1.0
+"""What a beat is given at least, so that a slow connection can be made at all."""
+
 
 class Heartbeat:
     """Keeps one consumer's key alive from a thread of its own, also while a batch takes long.
@@ -41,7 +44,7 @@ class Heartbeat:
         self._interval_ms = interval_ms
         self._where = str(endpoint)
         # a beat that hangs for longer than the key lives would be death: better a new connection
-        self._client = endpoint.connect(timeout_seconds=interval_ms / 1000)
+        self._client = endpoint.connect(timeout_seconds=max(interval_ms / 1000, SHORTEST_TIMEOUT_SECONDS))
         self._value = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imsync-heartbeat", daemon=True)

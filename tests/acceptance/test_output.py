@@ -65,7 +65,7 @@ STATUS = {
 def test_the_promised_keys(on_server: Imsync) -> None:
     im = on_server
     assert_has(im.json("publish", "user-update", "--count", 20, "--invalid", 0.1), PUBLISH)
-    assert_has(im.json("status"), STATUS)  # with a lag
+    assert_has(im.run("status", "--json").json(), STATUS)  # with a lag
     assert_has(im.json("consume", "friend", "--until-empty"), CONSUME)
     with im.client() as client:
         client.xreadgroup("group", "somebody", {im.stream: ">"})

@@ -61,7 +61,7 @@ def test_a_consumer_outlives_its_server(im: Imsync, durable: Server, until_empty
     assert done < 500
     assert consumer.poll() is None
     durable.start()
-    eventually(lambda: im.query("group", "SELECT count(*) FROM settled") == [(500,)], within=30)
+    eventually(lambda: im.query("group", "SELECT count(*) FROM settled") == [(500,)], within=60)
     if not until_empty:
         user = im.users()[0]
         im.json("publish", "user-update", "--user", user, "--nick-name", "zurück")  # it is still at work
@@ -85,7 +85,7 @@ def test_a_relay_outlives_its_server(im: Imsync, durable: Server) -> None:
     counts = im.run("publish", "user-update", "--user", user, "--nick-name", "zwei", "--json").expect(0).json()
     assert (counts["accepted"], counts["outbox"]) == (1, 1)
     durable.start()
-    eventually(lambda: im.query("user", "SELECT count(*) FROM outbox WHERE sent_ms IS NULL") == [(0,)])
+    eventually(lambda: im.query("user", "SELECT count(*) FROM outbox WHERE sent_ms IS NULL") == [(0,)], within=60)
     ended = im.end(relay, signal.SIGTERM).expect(0)
     assert ended.json()["outbox"] == 0
     assert "cannot reach Redis" in ended.err

@@ -77,6 +77,6 @@ def test_options_out_of_bounds_are_refused(name: str) -> None:
 
 
 def test_a_beat_does_not_hang_for_longer_than_the_key_lives() -> None:
-    heartbeat = Heartbeat(Endpoint("redis://127.0.0.1:1/0"), "key", 250)
+    heartbeat = Heartbeat(Endpoint("redis://127.0.0.1:1/0"), "key", 2000)
     options = heartbeat._client.connection_pool.connection_kwargs
-    assert options["socket_timeout"] == options["socket_connect_timeout"] == 0.25
+    assert options["socket_timeout"] == options["socket_connect_timeout"] == 2.0
