@@ -24,7 +24,7 @@ demo: .venv/.runtime ## watch the whole story on a server of its own, in a tempo
 
 test: .venv/.dev ## run every test (no Redis needed; ARGS goes to pytest)
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 lint: .venv/.dev ## check style and formatting
 	@echo "lint: ruff check, ruff format --check"
@@ -43,7 +43,7 @@ format: .venv/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format --quiet .
 
 coverage: .venv/.dev ## run the tests and show the lines that none of them reaches
-	@$(BIN)/python -m pytest -n 2 --cov $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --cov $(ARGS)
 
 docs: .venv/.dev ## write docs/cli.md from the commands' own help
 	@echo "docs: docs/cli.md"
