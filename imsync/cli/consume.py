@@ -40,7 +40,10 @@ def group(
     max_events: MaxEvents = None,
     until_empty: UntilEmpty = False,
 ) -> None:
-    """Keep the members' nicknames and thumbs in step, until told to stop."""
+    """Keep the members' nicknames and thumbs in step.
+
+    Until told to stop: SIGINT or SIGTERM finish the transaction at hand and acknowledge it.
+    """
     _consume(run, "group", name, batch, max_events, until_empty)
 
 
@@ -51,7 +54,10 @@ def friend(
     max_events: MaxEvents = None,
     until_empty: UntilEmpty = False,
 ) -> None:
-    """Keep the friends' nicknames and pictures in step, until told to stop."""
+    """Keep the friends' nicknames and pictures in step.
+
+    Until told to stop: SIGINT or SIGTERM finish the transaction at hand and acknowledge it.
+    """
     _consume(run, "friend", name, batch, max_events, until_empty)
 
 

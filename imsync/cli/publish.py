@@ -235,6 +235,9 @@ def _simulate(session: _Session, count: int, rate: float | None, seed: int) -> N
             )
             session.relay(stop)
             advance(len(chunk))
+    made = session.accepted + session.unchanged + len(session.rejected)
+    if made < count:
+        session.run.out.note(f"told to stop after {made:,} of {count:,} edits")
 
 
 def _chunks(edits: Iterator[SimulatedEdit]) -> Iterator[list[SimulatedEdit]]:

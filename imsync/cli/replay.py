@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from imsync.cli.render import Output
 
 
+NOTHING = {False: "nothing is pending", True: "nothing to replay"}
+
 _YES = {True: "yes", False: "no"}
 
 
@@ -66,15 +68,18 @@ def pending(
         if planned and not dry_run:
             for name, value in _apply(run, service, planned, selection).items():
                 totals[name] += value
+    left_alone = not entries and _tell_what_is_left_alone(run, [group] if group else list(PROJECTIONS), min_idle)
     if run.as_json:
         run.out.row({**totals, "dry_run": dry_run, "entries": entries})
     else:
-        _print(run.out, totals, entries, dry_run=dry_run)
+        _print(run.out, totals, entries, nothing=NOTHING[left_alone], dry_run=dry_run)
     if totals["failed"]:
         raise typer.Exit(1)
 
 
-def _print(out: Output, totals: dict[str, int], entries: list[dict[str, object]], *, dry_run: bool) -> None:
+def _print(
+    out: Output, totals: dict[str, int], entries: list[dict[str, object]], *, nothing: str, dry_run: bool
+) -> None:
     if entries:
         out.table(
             ("group", "entry", "owner", "alive", "#idle s", "#deliveries"),
@@ -86,13 +91,33 @@ def _print(out: Output, totals: dict[str, int], entries: list[dict[str, object]]
         if len(entries) > 50:
             print(f"… and {len(entries) - 50:,} more")
     done = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in totals.items() if value)
-    print((done or "nothing is pending") + (" (dry run: nothing was changed)" if dry_run and entries else ""))
+    print((done or nothing) + (" (dry run: nothing was changed)" if dry_run and entries else ""))
 
 
 def _is_entry_id(text: str) -> bool:
     """Whether Redis takes it for one: a 64-bit number of milliseconds, and one that counts within them."""
     numbers = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", text)
     return numbers is not None and all(int(each) < 2**64 for each in numbers.groups(default="0"))
+
+
+def _tell_what_is_left_alone(run: Run, services: list[str], min_idle: str) -> bool:
+    """Notes that entries are pending which the selection leaves out. Whether there are any."""
+    from imsync.errors import GroupMissing
+    from imsync.im.events import DESTINATION
+
+    any_left = False
+    for service in services:
+        try:
+            count = run.bus.stream(DESTINATION).pending_summary(service).count
+        except GroupMissing:
+            continue
+        if count:
+            any_left = True
+            run.out.note(
+                f"{count:,} entries of group {service} are pending, and none of them is selected; "
+                f"--min-idle {min_idle} leaves alone what was delivered since (--min-idle 0s takes all)"
+            )
+    return any_left
 
 
 def _plan(run: Run, service: str, selection: Selection) -> list[Planned]:

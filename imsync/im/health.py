@@ -107,7 +107,7 @@ def judge_group(view: GroupView, accounting: Accounting) -> tuple[Problem, ...]:
     group = view.group
     problems: list[Problem] = []
     if view.lag != 0 and not view.alive and (view.lag_seconds is None or view.lag_seconds > STALLED_SECONDS):
-        entries = "entries" if view.lag is None else f"{view.lag} entries"
+        entries = "entries" if view.lag is None else f"{view.lag:,} entries"
         problems.append(
             Problem(f"{entries} wait for group {group} and no consumer is alive", f"imsync consume {group}")
         )
@@ -122,12 +122,12 @@ def judge_group(view: GroupView, accounting: Accounting) -> tuple[Problem, ...]:
     if view.held_by_dead and (view.oldest_pending_seconds or 0.0) > STALLED_SECONDS:
         problems.append(
             Problem(
-                f"{view.held_by_dead} entries of group {group} are held by dead consumers",
+                f"{view.held_by_dead:,} entries of group {group} are held by dead consumers",
                 f"imsync replay pending --group {group}",
             )
         )
     if view.dead:
-        problems.append(Problem(f"group {group} has {view.dead} dead letters", f"imsync dead list --group {group}"))
+        problems.append(Problem(f"group {group} has {view.dead:,} dead letters", f"imsync dead list --group {group}"))
     if accounting.lost:
         problems.append(Problem(f"group {group} lost {accounting.lost} trimmed entries", "imsync verify"))
     if accounting.conflicts:

@@ -320,3 +320,12 @@ def signals_waiting(process: Process) -> int:
     with open(f"/proc/{process.pid}/status") as status:
         lines = dict(line.split(":", 1) for line in status)
     return int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
+
+
+def test_a_replay_that_selects_nothing_tells_what_it_leaves_alone(im: Imsync) -> None:
+    im.ok("publish", "user-update", "--count", 7)
+    with im.client() as client:
+        client.xreadgroup("group", "somebody", {"imsync:{user-update}:stream": ">"})
+    done = im.run("replay", "pending", "--group", "group")
+    assert (done.code, done.out.strip()) == (0, "nothing to replay")
+    assert "7 entries of group group are pending, and none of them is selected" in done.err
