@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import re
 import select
 import signal
 import subprocess
@@ -118,7 +119,7 @@ def test_a_simulation_publishes_again_when_redis_is_back(stores: Imsync, start_s
     assert "kept in the outbox" in told(process)  # another outage, told again
     server.start()
     done = im.end(process, signal.SIGTERM).expect(0)
-    assert done.err == ""
+    assert re.fullmatch(r"imsync: told to stop after [\d,]+ of 1,000,000 edits\n", done.err), "and of no third outage"
     counts = done.json()
     assert counts["outbox"] == 0
     assert counts["accepted"] == counts["published"] == sent(im)
