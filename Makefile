@@ -14,7 +14,7 @@ SOURCES := imsync cli.py examples bench
 .DELETE_ON_ERROR:
 # The targets share one virtual environment and one terminal; the tools use both cores themselves.
 .NOTPARALLEL:
-.PHONY: help demo test lint types check format coverage docs bench lock clean
+.PHONY: help demo test lint types check format faults soak mutants coverage docs bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,9 +22,9 @@ help: ## list the targets
 demo: .venv/.runtime ## watch the whole story on a server of its own, in a temporary folder
 	@$(BIN)/python cli.py demo $(ARGS)
 
-test: .venv/.dev ## run every test (no Redis needed; ARGS goes to pytest)
+test: .venv/.dev ## run the tests but those of faults (no Redis needed; ARGS goes to pytest)
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/faults $(ARGS)
 
 lint: .venv/.dev ## check style and formatting
 	@echo "lint: ruff check, ruff format --check"
@@ -42,7 +42,21 @@ format: .venv/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix --exit-zero .
 	@$(BIN)/ruff format --quiet .
 
-coverage: .venv/.dev ## run the tests and show the lines that none of them reaches
+# The seed that repeats a run of the fault tests, and how long they soak.
+SEED ?=
+MINUTES ?= 10
+SEEDED = $(if $(SEED),--seed $(SEED))
+
+faults: .venv/.dev ## run every fault test once, and print what was reached and found (SEED=n)
+	@$(BIN)/python -m pytest tests/faults -q -n 4 --dist worksteal $(SEEDED) $(ARGS)
+
+soak: .venv/.dev ## run ten times as many faults, for a while (MINUTES=n SEED=n ARGS=--write)
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(SEEDED) $(ARGS)
+
+mutants: .venv/.dev ## plant bugs, and see each one caught by its name
+	@$(BIN)/python -m pytest tests/faults/test_mutants.py -q -n 4 --dist worksteal $(SEEDED) $(ARGS)
+
+coverage: .venv/.dev ## run all tests and show the lines and branches that none of them reaches
 	@$(BIN)/python -m pytest -n 4 --dist worksteal --cov $(ARGS)
 
 docs: .venv/.dev ## write docs/cli.md from the commands' own help

@@ -168,7 +168,8 @@ def wrong_rows(workspace: Workspace, path: Path) -> int:
 def one_round(server: Server, workspace: Workspace, folder: Path) -> tuple[Measured, Measured]:
     """Both, once, from the same start."""
     client = cast(Any, Endpoint(server.url).connect())
-    stream = Keys("imsync", DESTINATION).stream
+    keys = Keys("imsync", DESTINATION)
+    stream = keys.stream
     environment = {key: value for key, value in os.environ.items() if not key.startswith("IMSYNC_")}
     measured = []
     for name in ("expert", "imsync"):
@@ -178,6 +179,7 @@ def one_round(server: Server, workspace: Workspace, folder: Path) -> tuple[Measu
         group = "expert" if name == "expert" else "group"
         client.execute_command("XGROUP", "DESTROY", stream, group)
         client.execute_command("XGROUP", "CREATE", stream, group, "0")
+        client.delete(keys.store(group))  # each round has a store of its own
         if name == "expert":
             path = folder / "round" / "expert.db"
             expert_store(workspace, path)

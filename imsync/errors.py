@@ -7,6 +7,7 @@ travel further.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -73,10 +74,38 @@ class GroupMissing(InfrastructureError):
     exit_code = 4
 
 
+class LeaseTaken(InfrastructureError):
+    """Another living consumer has this name. It is waited for.
+
+    Args:
+        name: the consumer's name.
+        holder: who has it: its host and pid, as far as they are known.
+    """
+
+    kind = "lease_taken"
+    exit_code = 4
+
+    def __init__(self, name: str, holder: Mapping[str, object]) -> None:
+        host, pid = str(holder.get("host", "an unknown host"))[:64], str(holder.get("pid", "?"))[:20]
+        super().__init__(
+            f"another consumer named {name} is alive on {host!a} (pid {pid!a})",
+            "it is waited for; give this one a name of its own, or none",
+        )
+
+
 class StoreUnusable(InfrastructureError):
     """A SQLite store cannot be opened, read or written: missing, locked, full, read-only, corrupt, newer."""
 
     kind = "store_unusable"
+    exit_code = 5
+
+
+class StoreMismatch(ImsyncError):
+    """A store does not belong to its group: another file is bound to it, or this one is an older copy of it. What
+    the group has acknowledged would be missing here for good, so nothing is consumed.
+    """
+
+    kind = "store_mismatch"
     exit_code = 5
 
 

@@ -67,6 +67,7 @@ class Settling(Recorder):
         super().__init__(before)
         self.dead: list[str] = []
         self.lost: list[str] = []
+        self.repeats = 0
         self._settled: set[int] = set()
 
     def apply(self, batch: Sequence[Received[Noted]]) -> list[Outcome]:
@@ -75,6 +76,7 @@ class Settling(Recorder):
         fresh = [number for number in numbers if number not in self._settled]
         self.batches.append(fresh)
         self._settled.update(fresh)
+        self.repeats += len(numbers) - len(fresh)
         return [APPLIED if number in fresh else DUPLICATE for number in numbers]
 
     def record_dead(self, dead: Sequence[Rejected]) -> None:

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import TypeVar
 
 from imsync.bus.connection import Endpoint, translated
-from imsync.bus.consumer import Consumer, ConsumerOptions
+from imsync.bus.consumer import Consumer
 from imsync.bus.event import Event
 from imsync.bus.handler import Handler
 from imsync.bus.keys import Keys
+from imsync.bus.options import ConsumerOptions
 from imsync.bus.processor import Counts
 from imsync.bus.publisher import Publisher
 from imsync.bus.stream import Stream

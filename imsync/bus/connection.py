@@ -112,8 +112,15 @@ def translated(where: str) -> Iterator[None]:
         raise as_imsync_error(error, where) from error
 
 
+def behind(error: redis_errors.RedisError) -> redis_errors.RedisError | None:
+    """What broke the connection, where redis-py tells only that a watched key may have changed meanwhile."""
+    cause = error.__context__
+    return cause if isinstance(error, redis_errors.WatchError) and isinstance(cause, redis_errors.RedisError) else None
+
+
 def as_imsync_error(error: redis_errors.RedisError, where: str) -> ImsyncError:
     """The imsync error that stands for one of redis-py. See `translated`."""
+    error = behind(error) or error
     # of a pipeline, redis-py puts the command in front, and with it what the event holds
     answer = str(error).rpartition(" of pipeline caused error: ")[2]
     text = " ".join(answer.split()) or type(error).__name__

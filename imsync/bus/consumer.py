@@ -7,28 +7,34 @@ acknowledged before `Handler.apply` has returned.
 from __future__ import annotations
 
 import logging
-import os
 import random
-import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from imsync.bus.attempts import Attempts
+from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
+from imsync.bus.entry import Entry
 from imsync.bus.event import Event
-from imsync.bus.handler import Handler, SettlementLog
+from imsync.bus.handler import Handler, SettlementLog, bound_store
 from imsync.bus.keys import Keys, check_name
 from imsync.bus.liveness import Heartbeat
+from imsync.bus.options import ConsumerOptions, unique_name
 from imsync.bus.processor import Counts, Processor
-from imsync.bus.retry import Backoff, RetryPolicy
-from imsync.bus.stream import Entry, Stream
+from imsync.bus.retention import gone_from_the_start
+from imsync.bus.stream import Stream
+from imsync.bus.suspicion import Suspicion
 from imsync.bus.takeover import TakeOver
-from imsync.errors import GroupMissing, InfrastructureError
+from imsync.bus.upkeep import Upkeep
+from imsync.errors import GroupMissing, InfrastructureError, LeaseTaken, RedisRefused, RedisUnreachable
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from imsync.bus.connection import Endpoint
 
 log = logging.getLogger(__name__)
@@ -36,37 +42,12 @@ log = logging.getLogger(__name__)
 FAILING_LIMIT = 1000
 """A handler that fails on so many events at once gets no more, until some have become dead letters."""
 
+POLL_SECONDS = 0.05
+"""The longest wait for something new while failing events wait for their next attempt."""
+
+_OF_REDIS = (RedisUnreachable, RedisRefused, GroupMissing, LeaseTaken)
+
 E = TypeVar("E", bound=Event)
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerOptions:
-    """How a consumer works.
-
-    Args:
-        batch: the most entries per read, and so per transaction.
-        block_ms: how long a read waits for the first entry; also the longest wait before a stop is noticed.
-        heartbeat_ms: time between two heartbeats.
-        retry: what happens when the handler fails.
-        backoff: how long to wait when Redis or the store is in trouble.
-        until_empty: end when nothing is undelivered and nothing is held by the dead; what the living hold stays
-            theirs.
-        max_events: end after so many deliveries.
-    """
-
-    batch: int = 2000
-    block_ms: int = 500
-    heartbeat_ms: int = 1000
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    backoff: Backoff = field(default_factory=Backoff)
-    until_empty: bool = False
-    max_events: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "block_ms", "heartbeat_ms", "max_events"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(slots=True)
@@ -74,14 +55,7 @@ class _Failing:
     """An entry on which the handler has failed: tried alone when its time comes."""
 
     entry: Entry
-    failures: int
     due: float
-
-
-def unique_name() -> str:
-    """A consumer name that no other process has or had: host, pid and randomness."""
-    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32] or "host"
-    return f"{host}.{os.getpid()}.{os.urandom(3).hex()}"
 
 
 class Consumer(Generic[E]):
@@ -94,7 +68,7 @@ class Consumer(Generic[E]):
         events: the event classes that the handler takes.
         handler: applies them.
         ignore: event types to pass over; any other undeclared type becomes a dead letter.
-        name: this consumer's name; a unique one when None. A fixed name must not be used twice at once.
+        name: this consumer's name; a unique one when None. A name that another living consumer has is waited for.
         on_batch: called after every settled batch with the counts so far.
         on_trouble: called for every failure of Redis or the store, with the seconds until the next attempt.
     """
@@ -117,9 +91,7 @@ class Consumer(Generic[E]):
     ) -> None:
         self.group = check_name("group", group)
         self.name = unique_name() if name is None else check_name("consumer", name)
-        self._name_is_ours = name is None
         self._options = options or ConsumerOptions()
-        self._endpoint = endpoint
         self._keys = keys
         self._handler = handler
         self._on_batch = on_batch or (lambda counts: None)
@@ -127,9 +99,18 @@ class Consumer(Generic[E]):
         self._clock = clock
         self._rng = rng or random.Random()
         self._stop = threading.Event()
+        self._heartbeat_seconds = self._options.heartbeat_ms / 1000
+        self._heartbeat = Heartbeat(
+            endpoint, keys.alive(self.group, self.name), self._options.heartbeat_ms, self._keep_at_hand
+        )
         self._client = endpoint.connect(block_ms=self._options.block_ms)
         self._stream = Stream(self._client, keys.stream, str(endpoint))
-        self._takeover = TakeOver(self._client, self._stream, keys, self.group, self.name, self._options.heartbeat_ms)
+        self._takeover = TakeOver(
+            self._client, self._stream, keys, self.group, self.name, self._options.heartbeat_ms, clock
+        )
+        self._attempts = Attempts(self._client, keys, self.group, self.name, self._heartbeat.token, self._stream.where)
+        store = bound_store(handler)
+        self._binding = Binding(self._client, self._stream, keys, self.group, store) if store else None
         self._processor = Processor(
             self._stream,
             keys.dead(self.group),
@@ -138,14 +119,22 @@ class Consumer(Generic[E]):
             decoder=Decoder(events, ignore),
             handler=handler,
             retry=self._options.retry,
+            attempts=self._attempts,
+            binding=self._binding,
         )
         self.counts = self._processor.counts
+        self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
+        self._at_hand_since = 0.0
         self._failing: dict[str, _Failing] = {}
+        self._suspicion = Suspicion(self._stream, self.group, self._attempts)
         self._own_after: str | None = "0"  # entries that this name holds from before are drained first
         self._next_takeover = 0.0
-        self._sources = deque((self._retries_due, self._entries_of_the_dead, self._new_entries))
+        self._next_check = 0.0
+        self._upkeep = Upkeep(self._stream, self._options.retention, handler, clock=clock, rng=self._rng)
+        self._sources = deque((self._retries_due, self._suspects_alone, self._entries_of_the_dead, self._new_entries))
         self._drained = False
         self._consecutive_troubles = 0
+        self._last_trouble = -1e9
 
     def stop(self) -> None:
         """Asks `run` to return once the batch at hand is settled. May be called from a signal handler."""
@@ -158,11 +147,11 @@ class Consumer(Generic[E]):
             RedisUnreachable, RedisRefused: at the start only. Later troubles are waited out, loudly.
             GroupMissing: the group was deleted, and the handler keeps no settlement log, so that reading the
                 stream again would repeat effects.
+            StoreMismatch: the handler's store is not the one that belongs to the group.
         """
-        heartbeat = Heartbeat(self._endpoint, self._keys.alive(self.group, self.name), self._options.heartbeat_ms)
-        heartbeat.start()
+        self._heartbeat.start()
         try:
-            self._stream.create_group(self.group)
+            self._create_group()
             while not self._done():
                 try:
                     self._step()
@@ -171,7 +160,7 @@ class Consumer(Generic[E]):
                     self._wait_out(error)
             self._leave()
         finally:
-            heartbeat.stop()
+            self._heartbeat.stop()
             self._client.close()
         return self.counts
 
@@ -184,13 +173,17 @@ class Consumer(Generic[E]):
         return self._drained or (limit is not None and self.counts.events >= limit)
 
     def _step(self) -> None:
+        if not self._heartbeat.ensure():
+            raise LeaseTaken(self.name, self._heartbeat.holder)
+        self._look_after()
         # what this name holds comes first: after a broken connection, before anything new
-        if entries := self._own_entries() or self._next_in_turn():
+        entries = self._still_at_hand() or self._own_entries()
+        if entries or (entries := self._next_in_turn()):
             self._process(entries)
             self._on_batch(self.counts)
-        elif self._options.until_empty and not self._failing:
+        elif self._options.until_empty and not self._failing and not self._suspicion:
             # a consumer that was killed a moment ago still looks alive: wait until its heartbeat proves either
-            self._drained = not self._takeover.any_dead_soon(self._stop)
+            self._drained = not (self._takeover.any_dead_soon(self._stop) or self._holds_more())
             self._next_takeover = 0.0
 
     def _next_in_turn(self) -> list[Entry]:
@@ -203,33 +196,56 @@ class Consumer(Generic[E]):
         return []
 
     def _process(self, entries: Sequence[Entry]) -> None:
-        failures = {entry_id: failing.failures for entry_id, failing in self._failing.items()}
-        failed = self._processor.process(entries, failures)
+        self._at_hand, self._at_hand_since = tuple(entries), self._clock()
+        failed = self._processor.process(entries)
+        self._at_hand = ()
+        self._suspicion.forget(entry.id for entry in entries)
         for entry in entries:
             self._failing.pop(entry.id, None)
         for failure in failed:
             delay = self._options.retry.backoff.delay(failure.failures, self._rng)
-            self._failing[failure.entry.id] = _Failing(failure.entry, failure.failures, self._clock() + delay)
-            log.warning(
-                "entry %s failed %d times, again in %.1f s: %s",
-                failure.entry.id, failure.failures, delay, failure.error,
-            )  # fmt: skip
+            self._failing[failure.entry.id] = _Failing(failure.entry, self._clock() + delay)
+            log.debug("entry %s failed %d times, again in %.1f s", failure.entry.id, failure.failures, delay)
+        for (error, where), number in Counter(
+            (each.error, each.where) for each in failed if each.failures == 1
+        ).items():
+            log.warning("the handler failed on %d events, and will be given them again: %s (%s)", number, error, where)
+
+    def _look_after(self) -> None:
+        """What is due besides the entries: the store's binding, marks to remove, trimming and pruning."""
+        self._suspicion.survived()
+        now = self._clock()
+        if now >= self._next_check:
+            if self._binding:
+                self._binding.check()
+            self._next_check = now + self._heartbeat_seconds
+        self._upkeep.step()
 
     # ── where entries come from ──────────────────────────────────────────────────────────────────────
 
     def _room(self) -> int:
         # failing entries are kept at hand: when there are very many, nothing more is taken on
-        room = self._options.batch if len(self._failing) < FAILING_LIMIT else 0
+        room = self._options.batch if len(self._failing) + len(self._suspicion) < FAILING_LIMIT else 0
         limit = self._options.max_events
         return max(0, room if limit is None else min(room, limit - self.counts.events))
+
+    def _still_at_hand(self) -> list[Entry]:
+        """What trouble with the store left at hand, as far as nobody took it over meanwhile."""
+        if not self._at_hand:
+            return []
+        ours = self._still_ours([entry.id for entry in self._at_hand])
+        entries = [entry for entry in self._at_hand if entry.id in ours]
+        self._at_hand = ()
+        return entries
 
     def _own_entries(self) -> list[Entry]:
         """What this name already holds: after a restart, or after a connection broke in the middle."""
         while self._own_after is not None and (room := self._room()):
             entries = self._stream.read_own(self.group, self.name, self._own_after, room)
             self._own_after = entries[-1].id if entries else None
-            if fresh := [entry for entry in entries if entry.id not in self._failing]:
-                return fresh
+            fresh = [e for e in entries if e.id not in self._failing and e.id not in self._suspicion]
+            if unsuspicious := self._suspicion.sift(fresh):
+                return unsuspicious
         return []
 
     def _entries_of_the_dead(self) -> list[Entry]:
@@ -239,35 +255,80 @@ class Consumer(Generic[E]):
         entries = self._takeover.take(self._room(), self._processor.give_up)
         self.counts.taken_over += len(entries)
         if not entries:
-            self._next_takeover = self._clock() + self._options.heartbeat_ms / 1000
-        return entries
+            self._next_takeover = self._clock() + self._heartbeat_seconds
+            self._holds_more()
+        return self._suspicion.sift(entries)
+
+    def _holds_more(self) -> bool:
+        """Whether this name holds entries that it does not know of; if so, they are read next. A request that a broken
+        connection left behind is carried out late, when what it gives is given to nobody.
+        """
+        more = self._takeover.held > len(self._failing) + len(self._suspicion)
+        if more:
+            self._own_after = "0"
+        return more
 
     def _new_entries(self) -> list[Entry]:
         room = self._room()
+        waiting = self._failing or self._suspicion
         if room == 0:
-            self._stop.wait(0.05)
+            self._wait_for_retries()
             return []
         until_takeover_ms = int((self._next_takeover - self._clock()) * 1000)
-        patient = not (self._options.until_empty or until_takeover_ms < 1 or self._failing)
+        patient = not (self._options.until_empty or until_takeover_ms < 1 or waiting)
         block_ms = min(self._options.block_ms, until_takeover_ms) if patient else None
         entries = self._stream.read_new(self.group, self.name, room, block_ms)
         if not entries and self._failing:
-            self._stop.wait(0.05)
+            self._wait_for_retries()
         return entries
 
-    # ── failures ─────────────────────────────────────────────────────────────────────────────────────
+    def _wait_for_retries(self) -> None:
+        earliest = min((failing.due for failing in self._failing.values()), default=float("inf"))
+        if (seconds := min(POLL_SECONDS, earliest - self._clock())) > 0:
+            self._stop.wait(seconds)
 
     def _retries_due(self) -> list[Entry]:
         now = self._clock()
-        for failing in self._failing.values():
+        for entry_id, failing in list(self._failing.items()):
             if failing.due <= now:
-                return [failing.entry]  # alone, so that it fails nobody else
+                if self._still_ours([entry_id]):
+                    return [failing.entry]  # alone, so that it fails nobody else
+                del self._failing[entry_id]  # taken over while this consumer seemed dead
+                self._processor.let_go([entry_id])
         return []
+
+    def _suspects_alone(self) -> list[Entry]:
+        """One suspect, to be tried alone under a durable mark."""
+        suspect = self._suspicion.next()
+        if suspect is None:
+            return []
+        entry, deaths = suspect
+        if not self._still_ours([entry.id]):
+            self._suspicion.forget([entry.id])  # taken over while this consumer seemed dead
+        elif refusal := self._options.retry.condemn(deaths):
+            self._processor.refuse(entry, refusal)
+            self._suspicion.forget([entry.id])
+        else:
+            self._suspicion.begin(entry.id)
+            return [entry]
+        return []
+
+    def _still_ours(self, ids: Sequence[str]) -> set[str]:
+        held = self._stream.pending_among(self.group, ids)
+        return {entry.id for entry in held if entry.consumer == self.name}
+
+    # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 
     def _wait_out(self, error: InfrastructureError) -> None:
         self.counts.troubles += 1
         self._consecutive_troubles += 1
-        self._own_after = "0"  # a read whose reply was lost leaves entries pending under this name
+        self._last_trouble = self._clock()
+        self._next_check = 0.0
+        if isinstance(error, _OF_REDIS):
+            self._own_after = "0"  # a read whose reply was lost leaves entries pending under this name
+            self._at_hand = ()
+        elif any(entry.id in self._suspicion for entry in self._at_hand):
+            self._at_hand = ()  # it is tried again under its mark
         if isinstance(error, GroupMissing):
             self._recreate_group(error)
         delay = self._options.backoff.delay(self._consecutive_troubles, self._rng)
@@ -282,16 +343,41 @@ class Consumer(Generic[E]):
             ) from error
         log.error("group %s of %s was deleted: created again from the start", self.group, self._keys.stream)
         try:
-            self._stream.create_group(self.group)  # never at `$`, which would skip what was published meanwhile
+            self._create_group()
         except InfrastructureError as again:
             log.error("group %s could not be created: %s", self.group, again)
 
+    def _create_group(self) -> None:
+        # never at `$`, which would skip what was published meanwhile
+        if self._stream.create_group(self.group) and (gone := gone_from_the_start(self._stream)):
+            what = "the first %d entries of %s are gone: group %s must have had them, or needs a snapshot instead"
+            log.warning(what, gone, self._keys.stream, self.group)
+
+    # ── beside the loop ──────────────────────────────────────────────────────────────────────────────
+
+    def _keep_at_hand(self, client: Redis) -> None:
+        """Resets the idle time of what a slow batch holds. Called from the heartbeat's thread."""
+        entries, since = self._at_hand, self._at_hand_since
+        if not entries or self._clock() - since < self._heartbeat_seconds:
+            return
+        stream = Stream(client, self._keys.stream, self._stream.where)
+        held = stream.pending_among(self.group, [entry.id for entry in entries])
+        # a stalled consumer that resumes must not take its former entries back; and what was trimmed is at hand still,
+        # while XCLAIM would forget that it is pending
+        existing = stream.existing([entry.id for entry in held if entry.consumer == self.name])
+        ours = [entry.id for entry in held if entry.id in existing]
+        stream.keep(self.group, self.name, ours, max(1, self._options.heartbeat_ms // 2))
+
     def _leave(self) -> None:
-        """Deregisters, unless something is still held or the name is somebody's choice."""
+        """Deregisters, unless something is still held."""
         try:
             held = self._stream.pending_summary(self.group).by_consumer
             self.counts.left_pending = sum(held.values())
-            if self._name_is_ours and self.name not in held:
+            # a read that a broken connection left behind at the server may still be given entries in this name,
+            # and deleting it would drop them
+            ghost_seconds = self._options.block_ms / 1000 + 1.0
+            settled_down = self._clock() - self._last_trouble > ghost_seconds
+            if self.name not in held and self._heartbeat.held and settled_down:
                 self._stream.delete_consumer(self.group, self.name)
         except InfrastructureError as error:
             log.debug("consumer %s not deregistered: %s", self.name, error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from inspect import getattr_static
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from imsync.bus.event import Event
 from imsync.bus.outcome import DeadLetter, Outcome
@@ -49,6 +50,7 @@ class Handler(Protocol[E_contra]):
         Raises:
             InfrastructureError: a server or a disk is in trouble. Nothing is acknowledged, and the batch comes
                 again, however often it takes.
+            StoreMismatch: the store is not the one that it was. The consumer ends, and nothing is acknowledged.
             Exception: anything else. The deliveries are then tried one by one, so that only the bad one fails.
         """
         ...
@@ -66,4 +68,46 @@ class SettlementLog(Protocol):
 
     def record_lost(self, entry_ids: Sequence[str], /) -> None:
         """Records that these entries were trimmed before they could be applied, durably. May repeat."""
+        ...
+
+
+@runtime_checkable
+class BoundStore(Protocol):
+    """What a handler with a store of its own may offer besides: what tells that this very store is the one that its
+    group has fed so far, and no other, older or second one.
+    """
+
+    @property
+    def store_id(self) -> str:
+        """The store's identity, made with it: a UUID, in a copy the same."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """How many transactions were committed to the store, by whichever process. Reads the store.
+
+        Raises:
+            InfrastructureError: the store cannot be read.
+            StoreMismatch: it cannot be its group's store, such as one that is not whole.
+        """
+        ...
+
+
+def bound_store(handler: object) -> BoundStore | None:
+    """The handler, if it is a `BoundStore`. Nothing is read from it, as `isinstance` would."""
+    missing = object()
+    has_both = all(getattr_static(handler, name, missing) is not missing for name in ("store_id", "generation"))
+    return cast(BoundStore, handler) if has_both else None
+
+
+@runtime_checkable
+class PrunedLog(Protocol):
+    """What a settlement log may offer besides: forgetting repeats that cannot come any more."""
+
+    def prune(self, first_id: str, /) -> int:
+        """Removes settled rows of entries before the stream's first one, a few at a time; how many.
+
+        Raises:
+            InfrastructureError: the store cannot be written.
+        """
         ...

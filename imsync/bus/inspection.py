@@ -1,4 +1,4 @@
-"""What can be seen of a group from the outside: lag, pending entries, who is alive."""
+"""What can be seen from outside: of a group its lag, its pending entries, who is alive; of a stream what it holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imsync.bus.entry import GroupInfo, following, id_parts
 from imsync.bus.liveness import remaining_ms
-from imsync.bus.stream import GroupInfo, following, id_parts
+from imsync.bus.retention import Retention, floor
+from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class GroupView:
         alive: consumers with a heartbeat.
         held_by_dead: pending entries whose consumer has none.
         dead: dead letters.
+        consumers: how many the server remembers, alive or not.
+        beyond_end: the group stands behind the last id of the stream: it will not be given what is published next.
     """
 
     group: str
@@ -42,13 +46,119 @@ class GroupView:
     held_by_dead: int
     dead: int
     last_delivered_id: str
+    consumers: int = 0
+    beyond_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerView:
+    """A consumer at one moment.
+
+    Args:
+        name: as the server has it; bytes that are no UTF-8 are surrogates.
+        alive: whether it has a heartbeat.
+        pending: the entries that it holds.
+        idle_ms: since it last asked for anything.
+    """
+
+    group: str
+    name: str
+    alive: bool
+    pending: int
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionView:
+    """What a stream holds, and what it holds it for.
+
+    Args:
+        retention: the bounds.
+        first_id: the oldest entry; None when there is none.
+        oldest_seconds: how long ago that one was added, by the server's clock.
+        floor: the first id that some group has not acknowledged; None without groups.
+        floor_group: that group.
+        waiting_seconds: how long ago the oldest entry was added that some group has not acknowledged; None when every
+            group has acknowledged all.
+        groups: the names of all groups of the stream, whoever made them.
+    """
+
+    retention: Retention
+    length: int
+    first_id: str | None
+    oldest_seconds: float | None
+    floor: str | None
+    floor_group: str | None
+    waiting_seconds: float | None
+    groups: tuple[str, ...]
+
+    @property
+    def pinned_by(self) -> str | None:
+        """The group that has not acknowledged an entry which would go otherwise; None when there is none."""
+        return self.floor_group if self.pinned_beyond(1) else None
+
+    def pinned_beyond(self, times: int) -> bool:
+        """Whether a group holds up an entry that is older than the bound, or one of a stream so many times as long
+        as its bound.
+        """
+        if self.waiting_seconds is None:
+            return False
+        hours = self.waiting_seconds / 3600
+        too_many = self.length > times * self.retention.entries
+        return hours > self.retention.min_hours and (hours > self.retention.hours or too_many)
 
 
 def view_group(bus: Bus, destination: str, group: str) -> GroupView:
     """Looks at a group. A few round trips; changes nothing."""
     stream = bus.stream(destination)
-    dead = bus.dead_letters(destination, group).length()
     info = next((info for info in stream.groups() if info.name == group), None)
+    return _view(bus, destination, group, info)
+
+
+def view_groups(bus: Bus, destination: str) -> list[GroupView]:
+    """Looks at every group of a stream, whoever made it, in the order of their names. Changes nothing."""
+    infos = bus.stream(destination).groups()
+    return [_view(bus, destination, info.name, info) for info in sorted(infos, key=lambda info: info.name)]
+
+
+def view_consumers(bus: Bus, destination: str, group: str) -> list[ConsumerView]:
+    """Looks at the consumers of a group, in the order of their names. Changes nothing.
+
+    Raises:
+        GroupMissing: there is no such group.
+    """
+    stream = bus.stream(destination)
+    consumers = stream.consumers(group)
+    left = remaining_ms(bus.client, bus.keys(destination), group, [each.name for each in consumers], stream.where)
+    return [
+        ConsumerView(group, each.name, left[each.name] > 0, each.pending, each.idle_ms)
+        for each in sorted(consumers, key=lambda each: each.name)
+    ]
+
+
+def view_retention(bus: Bus, destination: str, retention: Retention) -> RetentionView:
+    """Looks at what a stream holds. A few round trips; changes nothing."""
+    stream = bus.stream(destination)
+    lowest = floor(stream)
+    waiting = stream.range(lowest.id, count=1) if lowest else []
+    info = stream.info()
+    now_ms = stream.server_time_ms()
+    first_id = info.first_id if info else None
+    return RetentionView(
+        retention=retention,
+        length=info.length if info else 0,
+        first_id=first_id,
+        oldest_seconds=_seconds_since(first_id, now_ms),
+        floor=lowest.id if lowest else None,
+        floor_group=lowest.group if lowest else None,
+        waiting_seconds=_seconds_since(waiting[0].id if waiting else None, now_ms),
+        groups=tuple(sorted(group.name for group in stream.groups())),
+    )
+
+
+def _view(bus: Bus, destination: str, group: str, info: GroupInfo | None) -> GroupView:
+    stream = bus.stream(destination)
+    dead = bus.dead_letters(destination, group).length()
     if info is None:
         length = stream.length()
         return GroupView(group, stream.key, False, length, None if length else 0.0, 0, None, (), 0, dead, "0-0")
@@ -71,7 +181,15 @@ def view_group(bus: Bus, destination: str, group: str) -> GroupView:
         held_by_dead=sum(n for name, n in pending.by_consumer.items() if not left.get(name)),
         dead=dead,
         last_delivered_id=info.last_delivered_id,
+        consumers=len(names),
+        beyond_end=lag == 0 and is_beyond_end(stream, info),
     )
+
+
+def is_beyond_end(stream: Stream, group: GroupInfo) -> bool:
+    """Whether a group stands behind the last id that the stream has ever given: somebody has moved it there."""
+    whole = stream.info()
+    return whole is not None and id_parts(group.last_delivered_id) > id_parts(whole.last_generated_id)
 
 
 def _lag(bus: Bus, destination: str, info: GroupInfo) -> tuple[int | None, str | None]:
@@ -94,4 +212,8 @@ def _lag(bus: Bus, destination: str, info: GroupInfo) -> tuple[int | None, str |
 
 def _age_seconds(entry_id: str | None) -> float | None:
     """How long ago an entry was added, by its id and this machine's clock."""
-    return None if entry_id is None else round(max(0.0, time.time() - id_parts(entry_id)[0] / 1000), 3)
+    return _seconds_since(entry_id, time.time_ns() // 1_000_000)
+
+
+def _seconds_since(entry_id: str | None, now_ms: int) -> float | None:
+    return None if entry_id is None else round(max(0.0, (now_ms - id_parts(entry_id)[0]) / 1000), 3)

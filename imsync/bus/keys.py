@@ -58,6 +58,18 @@ class Keys:
         """The stream of a group's dead letters."""
         return f"{self._tag}:dead:{group}"
 
+    def store(self, group: str) -> str:
+        """The store that a group feeds: a sorted set of one member, the store's id, scored with its generation."""
+        return f"{self._tag}:store:{group}"
+
+    def failures(self, group: str) -> str:
+        """How often the group's handler has failed on which entry: a hash."""
+        return f"{self._tag}:failures:{group}"
+
+    def attempting(self, group: str) -> str:
+        """Which suspicious entries are being tried alone, and by whom: a hash."""
+        return f"{self._tag}:attempting:{group}"
+
     def alive(self, group: str, consumer: str) -> str:
         """The heartbeat of one consumer: present while it lives, expired soon after it dies."""
         # a slash, which no name can hold, so that two pairs of names never share a key

@@ -1,7 +1,7 @@
-"""Who is alive: each consumer keeps an expiring key in Redis, set before it reads its first entry.
+"""Who is alive: each consumer holds a lease on its name, an expiring key in Redis, before it reads its first entry.
 
 A consumer that is killed leaves entries pending under its name; when its key has expired, the living take
-them over without waiting for a long idle time.
+them over without waiting for a long idle time. Two consumers of one name are one after the other.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from imsync.bus.connection import Endpoint, translated
+from redis.exceptions import WatchError
+
+from imsync.bus.connection import Endpoint, behind, translated
 from imsync.bus.keys import Keys
 from imsync.errors import InfrastructureError
 
@@ -37,20 +40,37 @@ class Heartbeat:
         endpoint: where Redis is; a connection of its own is made.
         key: the consumer's heartbeat key.
         interval_ms: time between two beats; the key expires after `MISSED_BEATS` of them.
+        on_beat: called from the thread after every beat, with the connection's client.
     """
 
-    def __init__(self, endpoint: Endpoint, key: str, interval_ms: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        key: str,
+        interval_ms: int,
+        on_beat: Callable[[Redis], None] = lambda client: None,
+    ) -> None:
         self._key = key
         self._interval_ms = interval_ms
+        self._lasts_ms = interval_ms * MISSED_BEATS
+        self._on_beat = on_beat
         self._where = str(endpoint)
         # a beat that hangs for longer than the key lives would be death: better a new connection
         self._client = endpoint.connect(timeout_seconds=max(interval_ms / 1000, SHORTEST_TIMEOUT_SECONDS))
-        self._value = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        self.token = os.urandom(8).hex()
+        """What tells this process from others that have or had the name."""
+        self._value = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": self.token}).encode()
+        self.holder: Mapping[str, Any] = {}
+        """Who has the name when it is not ours: host and pid."""
+        self.held = False
+        """Whether the last beat took or kept the name. While it is not ours, every beat tries to take it."""
+        self._beaten_at = float("-inf")
+        self._beating = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imsync-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Beats once, then goes on in the background.
+        """Beats once, then goes on in the background. See `held` for whether the name was free.
 
         Raises:
             RedisUnreachable, RedisRefused: the first beat failed.
@@ -66,29 +86,86 @@ class Heartbeat:
         self.stop()
 
     def stop(self) -> None:
-        """Ends the thread and removes the key: the consumer has left."""
+        """Ends the thread and removes the key if it is ours: the consumer has left."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
         try:
-            with translated(self._where):
-                self._client.delete(self._key)
+            self._guarded(lambda pipeline: pipeline.delete(self._key))
         except InfrastructureError as error:
             log.debug("heartbeat not removed, it will expire: %s", error)
         self._client.close()
 
+    def ensure(self) -> bool:
+        """Whether the name is ours. Beats at once when the last beat was long ago: because beats fail, which is trouble
+        that nobody has reported yet, or because this process was stopped.
+
+        Raises:
+            RedisUnreachable, RedisRefused: nobody knows.
+        """
+        lapsed = time.monotonic() > self._beaten_at + self._lasts_ms / 1000
+        # one that is under way already is merely slow
+        if lapsed and self._beating.acquire(blocking=False):
+            self._beating.release()
+            self._beat()
+        return self.held
+
     def _beat(self) -> None:
+        with self._beating:
+            self.held = self._renew() or self._guarded(
+                lambda pipeline: pipeline.set(self._key, self._value, px=self._lasts_ms)
+            )
+            self._beaten_at = time.monotonic()
+
+    def _renew(self) -> bool:
+        """Makes the key last, if it is ours; whether it was. By PEXPIRE alone, which a server at `maxmemory` takes: it
+        refuses SET, and in a MULTI everything.
+        """
         with translated(self._where):
-            self._client.set(self._key, self._value, px=self._interval_ms * MISSED_BEATS)
+            if self._client.get(self._key) != self._value:
+                return False
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.pexpire(self._key, self._lasts_ms)
+            pipeline.get(self._key)  # it may have expired, and be somebody else's
+            return bool(pipeline.execute()[1] == self._value)
+
+    def _guarded(self, command: Callable[[Any], object]) -> bool:
+        """Runs a command on the key unless it is somebody else's; whether it did."""
+        pipeline: Any
+        with translated(self._where), self._client.pipeline() as pipeline:
+            while True:
+                pipeline.watch(self._key)
+                current = pipeline.get(self._key)
+                if current not in (None, self._value):
+                    self.holder = _read(current)
+                    return False
+                pipeline.multi()
+                command(pipeline)
+                try:
+                    pipeline.execute()
+                except WatchError as error:  # taken, or expired, between the two: look again
+                    if behind(error):
+                        raise
+                    continue
+                return True
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_ms / 1000):
             try:
                 self._beat()
+                self._on_beat(self._client)
             except InfrastructureError as error:
                 log.debug("heartbeat missed: %s", error)  # the reading loop reports the same trouble loudly
             except Exception:
                 log.exception("heartbeat missed")  # must not end the thread, and with it this consumer's life
+
+
+def _read(value: bytes | str) -> dict[str, Any]:
+    try:
+        read = json.loads(value)
+    except ValueError:
+        read = None
+    return read if isinstance(read, dict) else {}
 
 
 def remaining_ms(client: Redis, keys: Keys, group: str, consumers: Iterable[str], where: str) -> Mapping[str, int]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import PurePath
 from typing import TypeAlias
+
+FRAMES = 5
+"""How many frames of a traceback are kept: the innermost ones."""
 
 
 class Effect(StrEnum):
@@ -31,9 +36,18 @@ class Retry:
 
     Args:
         error: one line that says what failed.
+        where: the innermost frames, when an exception said so: `store.py:41 apply < main.py:7 run`.
     """
 
     error: str
+    where: str = ""
+
+    @classmethod
+    def after(cls, error: BaseException) -> Retry:
+        """The outcome of an exception: its type, its message, and where it was raised."""
+        frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+        where = " < ".join(f"{PurePath(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+        return cls(f"{type(error).__name__}: {error}", where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +57,12 @@ class DeadLetter:
     Args:
         reason: a short stable word, such as `invalid`, `unknown_type` or `max_attempts`.
         message: one line that says what is wrong.
+        where: as `Retry.where`.
     """
 
     reason: str
     message: str
+    where: str = ""
 
 
 Outcome: TypeAlias = Ack | Retry | DeadLetter

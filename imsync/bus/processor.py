@@ -7,18 +7,22 @@ before the handler's settlement log knows of it.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from imsync.bus.attempts import Attempts
+from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
 from imsync.bus.dead_letter import letter
+from imsync.bus.entry import Entry
 from imsync.bus.event import Event
 from imsync.bus.handler import Handler, Received, Rejected, SettlementLog
 from imsync.bus.outcome import Ack, DeadLetter, Effect, Outcome, Retry
 from imsync.bus.retry import RetryPolicy
-from imsync.bus.stream import Entry, Stream
-from imsync.errors import DataError, InfrastructureError
+from imsync.bus.stream import Stream
+from imsync.errors import DataError, InfrastructureError, StoreMismatch
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +53,15 @@ class Counts:
         ends = self.applied + self.superseded + self.duplicates + self.dead + self.ignored + self.lost
         return ends + self.failing
 
-    def count(self, effect: Effect) -> None:
-        """Counts an acknowledged delivery."""
+    def count(self, effect: Effect, number: int) -> None:
+        """Counts deliveries that are applied, once each: trouble may bring them again before they are acknowledged."""
         match effect:
             case Effect.APPLIED:
-                self.applied += 1
+                self.applied += number
             case Effect.SUPERSEDED:
-                self.superseded += 1
+                self.superseded += number
             case Effect.DUPLICATE:
-                self.duplicates += 1
+                self.duplicates += number
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,13 @@ class Failure:
 
     Args:
         failures: how often it has failed, this time included.
+        error, where: see `Retry`.
     """
 
     entry: Entry
     failures: int
     error: str
+    where: str
 
 
 class Processor(Generic[E]):
@@ -81,6 +87,8 @@ class Processor(Generic[E]):
         dead_key: the stream of the group's dead letters.
         consumer: who owns them, for the dead letters.
         retry: when a failing event becomes a dead letter.
+        attempts: the group's records of failures.
+        binding: the handler's store and its group, when it has one: noted with every acknowledgement.
     """
 
     def __init__(
@@ -93,6 +101,8 @@ class Processor(Generic[E]):
         decoder: Decoder[E],
         handler: Handler[E],
         retry: RetryPolicy,
+        attempts: Attempts,
+        binding: Binding | None = None,
     ) -> None:
         self.counts = Counts()
         self._stream = stream
@@ -102,12 +112,13 @@ class Processor(Generic[E]):
         self._decoder = decoder
         self._handler = handler
         self._retry = retry
+        self._attempts = attempts
+        self._binding = binding
+        self._failing: set[str] = set()
+        self._unacknowledged: frozenset[str] = frozenset()  # applied and counted, and then Redis was in trouble
 
-    def process(self, entries: Sequence[Entry], failures: Mapping[str, int] | None = None) -> list[Failure]:
+    def process(self, entries: Sequence[Entry]) -> list[Failure]:
         """Decodes, applies and settles entries.
-
-        Args:
-            failures: how often the handler has failed before, by entry id.
 
         Returns:
             Those on which the handler failed and may be tried again. They stay pending.
@@ -115,7 +126,6 @@ class Processor(Generic[E]):
         Raises:
             InfrastructureError: Redis or the store is in trouble. What was not acknowledged is still pending.
         """
-        before = failures or {}
         received: list[Received[E]] = []
         done: list[str] = []
         dead: list[Rejected] = []
@@ -135,24 +145,76 @@ class Processor(Generic[E]):
             else:
                 received.append(Received(event, entry.id))
         by_id = {entry.id: entry for entry in entries}
-        outcomes = self._apply(received)
-        self.counts.ignored += len(done)
-        for delivery, outcome in zip(received, outcomes, strict=True):
-            attempts = before.get(delivery.entry_id, 0) + 1
-            match self._retry.decide(outcome, attempts):
+        effects: dict[str, Effect] = {}
+        ignored = len(done)
+        for delivery, outcome in zip(received, self._apply(received), strict=True):
+            failures = self._attempts.failed(delivery.entry_id) if isinstance(outcome, Retry) else 0
+            match self._retry.decide(outcome, failures):
                 case Ack(effect):
-                    self.counts.count(effect)
+                    effects[delivery.entry_id] = effect
                     done.append(delivery.entry_id)
-                case Retry(cause):
-                    self.counts.retries += 1
-                    failed.append(Failure(by_id[delivery.entry_id], attempts, cause))
+                case Retry(cause, where):
+                    failed.append(Failure(by_id[delivery.entry_id], failures, cause, where))
                 case DeadLetter() as refusal:
                     dead.append(Rejected(delivery.event, delivery.entry_id, refusal))
-        self._stream.acknowledge(self._group, done)
-        self._bury(dead, by_id)
+        # what was applied before, and not acknowledged because of trouble, is counted already
+        first = Counter(effect for entry_id, effect in effects.items() if entry_id not in self._unacknowledged)
+        for effect, number in first.items():
+            self.counts.count(effect, number)
+        self._unacknowledged = frozenset(effects)
+        self._acknowledge(done)
+        self._unacknowledged = frozenset()
+        self.counts.ignored += ignored
+        self._failing.update(failure.entry.id for failure in failed)
+        self.counts.retries += len(failed)
+        self.counts.failing = len(self._failing)
+        self.bury(dead, by_id)
         self.give_up(lost)
-        self.counts.failing += len(failed) - sum(entry.id in before for entry in entries)
         return failed
+
+    def refuse(self, entry: Entry, refusal: DeadLetter) -> None:
+        """Moves an entry to the dead letters without giving it to the handler."""
+        try:
+            event = self._decode(entry)
+        except DataError:
+            event = None
+        self.bury([Rejected(event, entry.id, refusal)], {entry.id: entry})
+
+    def bury(self, dead: Sequence[Rejected], entries: Mapping[str, Entry]) -> None:
+        """Moves entries to the dead letters, once the handler's settlement log knows of it.
+
+        Args:
+            entries: the entries themselves, by id.
+        """
+        if not dead:
+            return
+        held = self._stream.pending_among(self._group, [rejected.entry_id for rejected in dead])
+        deliveries = {entry.id: entry.deliveries for entry in held if entry.consumer == self._consumer}
+        # what somebody else has taken over is somebody else's to bury, and what is settled has its letter
+        ours = [rejected for rejected in dead if rejected.entry_id in deliveries]
+        self.counts.duplicates += len(dead) - len(ours)
+        if not ours:
+            return
+        if isinstance(self._handler, SettlementLog):
+            self._handler.record_dead(ours)
+        self._note_generation()
+        letters = [
+            letter(each, entries[each.entry_id], self._group, self._consumer, deliveries[each.entry_id])
+            for each in ours
+        ]
+        written = {each.source_id for each in self._stream.bury(self._group, self._consumer, self._dead_key, letters)}
+        self.counts.duplicates += len(ours) - len(written)
+        self.counts.dead += len(written)
+        self._settled(sorted(written))
+        self.let_go([each.entry_id for each in ours])
+        ours = [rejected for rejected in ours if rejected.entry_id in written]
+        by_reason = {each.outcome.reason: each for each in reversed(ours)}
+        for reason, first in by_reason.items():
+            number = sum(each.outcome.reason == reason for each in ours)
+            log.error(
+                "%d dead letters of group %a: %s; first entry %s: %s",
+                number, self._group, reason, first.entry_id, first.outcome.message,
+            )  # fmt: skip
 
     def give_up(self, lost: Sequence[str]) -> None:
         """Acknowledges entries that were trimmed while they were pending: their events are lost here."""
@@ -160,12 +222,32 @@ class Processor(Generic[E]):
             return
         if isinstance(self._handler, SettlementLog):
             self._handler.record_lost(lost)
-        self._stream.acknowledge(self._group, lost)
+        self._acknowledge(lost)
         self.counts.lost += len(lost)
         log.error(
-            "%d entries of %s were trimmed while they were pending, and are lost to group %s; first %s",
+            "%d entries of %s were trimmed while they were pending, and are lost to group %a; first %s",
             len(lost), self._stream.key, self._group, lost[0],
         )  # fmt: skip
+
+    def let_go(self, ids: Sequence[str]) -> None:
+        """Forgets failing entries that are somebody else's by now."""
+        self._failing.difference_update(ids)
+        self.counts.failing = len(self._failing)
+
+    def _acknowledge(self, ids: Sequence[str]) -> None:
+        if ids:
+            # together: what is acknowledged is in the store as Redis knows it
+            advance = self._binding.advance() if self._binding else None
+            self._stream.acknowledge(self._group, ids, noting=advance)
+            self._settled(ids)
+
+    def _note_generation(self) -> None:
+        if self._binding:
+            self._binding.note()
+
+    def _settled(self, ids: Sequence[str]) -> None:
+        self._attempts.forget(ids)
+        self.let_go(ids)
 
     def _decode(self, entry: Entry) -> E | None:
         if entry.body is None:
@@ -177,35 +259,14 @@ class Processor(Generic[E]):
             return []
         try:
             return _checked(self._handler.apply(received), len(received))
-        except InfrastructureError:
+        except (InfrastructureError, StoreMismatch):
             raise
         except Exception as error:
             if len(received) == 1:
-                log.warning("the handler failed on event %s", received[0].event.event_id, exc_info=True)
-                return [Retry(f"{type(error).__name__}: {error}")]
+                log.debug("the handler failed on event %s", received[0].event.event_id, exc_info=True)
+                return [Retry.after(error)]
         # one bad event must not fail its batch
         return [outcome for delivery in received for outcome in self._apply([delivery])]
-
-    def _bury(self, dead: Sequence[Rejected], by_id: Mapping[str, Entry]) -> None:
-        if not dead:
-            return
-        if isinstance(self._handler, SettlementLog):
-            self._handler.record_dead(dead)
-        held = self._stream.pending_among(self._group, [rejected.entry_id for rejected in dead])
-        deliveries = {entry.id: entry.deliveries for entry in held}
-        letters = [
-            letter(each, by_id[each.entry_id], self._group, self._consumer, deliveries.get(each.entry_id, 0))
-            for each in dead
-        ]
-        self._stream.bury(self._group, self._dead_key, letters)
-        self.counts.dead += len(dead)
-        by_reason = {each.outcome.reason: each for each in reversed(dead)}
-        for reason, first in by_reason.items():
-            number = sum(each.outcome.reason == reason for each in dead)
-            log.error(
-                "%d dead letters of group %s: %s; first entry %s: %s",
-                number, self._group, reason, first.entry_id, first.outcome.message,
-            )  # fmt: skip
 
 
 def _checked(outcomes: Sequence[Outcome], expected: int) -> Sequence[Outcome]:

@@ -59,7 +59,7 @@ class Publisher:
         sleep: Callable[[float], object] = time.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        self._stream = stream
+        self.stream = stream
         self._source = source
         self._attempts = attempts
         self._backoff = backoff or Backoff(longest_seconds=2.0)
@@ -76,7 +76,7 @@ class Publisher:
             RedisRefused: Redis answered with an error; the event was not written.
         """
         body = encode(event, source=self._source)
-        return self._persist(lambda: self._stream.append(body))
+        return self.persist(lambda: self.stream.append(body))
 
     def publish_many(self, events: Iterable[Event], *, per_round_trip: int = 1000) -> list[str]:
         """Publishes events in order; their entry ids. All are in Redis when it returns.
@@ -100,9 +100,14 @@ class Publisher:
         Raises:
             RedisUnreachable: as `publish`.
         """
-        return self._persist(lambda: self._stream.append_many(bodies)) if bodies else []
+        return self.persist(lambda: self.stream.append_many(bodies)) if bodies else []
 
-    def _persist(self, command: Callable[[], T]) -> T:
+    def persist(self, command: Callable[[], T]) -> T:
+        """What a command on the stream returns. When the connection breaks it is sent again, as often as a publication.
+
+        Raises:
+            RedisUnreachable: as `publish`.
+        """
         attempt = 1
         while True:
             try:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from imsync.bus.entry import PendingEntry, following
 from imsync.bus.event import Event
 from imsync.bus.keys import Keys
 from imsync.bus.liveness import remaining_ms
 from imsync.bus.processor import Failure, Processor
-from imsync.bus.stream import PendingEntry, Stream, following
+from imsync.bus.stream import Stream
 from imsync.bus.takeover import claim_all
 from imsync.errors import GroupMissing
 

@@ -6,103 +6,33 @@ https://redis.io/docs/latest/commands/?group=stream
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
 
-from imsync.bus.connection import as_imsync_error, translated
+from imsync.bus.connection import as_imsync_error, behind, translated
+from imsync.bus.entry import FIELD, ConsumerInfo, Entry, GroupInfo, Letter, PendingEntry, PendingSummary, StreamInfo
 from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
     from redis import Redis
 
-FIELD: Final = b"event"
-"""The one field of an entry."""
-
-Fields = Mapping[bytes, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a stream. Its `fields` are empty when it was trimmed or deleted while it was pending."""
-
-    id: str
-    fields: Fields
-
-    @property
-    def body(self) -> bytes | None:
-        """The event's bytes; None when the entry has no such field."""
-        return self.fields.get(FIELD)
-
-
-@dataclass(frozen=True, slots=True)
-class PendingEntry:
-    """An entry that was delivered and not yet acknowledged."""
-
-    id: str
-    consumer: str
-    idle_ms: int
-    deliveries: int
-
-
-@dataclass(frozen=True, slots=True)
-class PendingSummary:
-    """The pending entries of a group: how many, the oldest id, and how many each consumer holds."""
-
-    count: int
-    oldest_id: str | None
-    by_consumer: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupInfo:
-    """A consumer group. `lag` is None where the server cannot tell it (always on 6.2)."""
-
-    name: str
-    consumers: int
-    pending: int
-    last_delivered_id: str
-    lag: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerInfo:
-    """A consumer as the server remembers it, alive or not. `idle_ms`: since it last asked for anything."""
-
-    name: str
-    pending: int
-    idle_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamInfo:
-    """A stream. The ids are None when it is empty; `last_generated_id` outlives the entries."""
-
-    length: int
-    first_id: str | None
-    last_id: str | None
-    last_generated_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter to be written: the id of the entry that it replaces, and the fields to keep."""
-
-    source_id: str
-    fields: Fields
-
-
-def id_parts(entry_id: str) -> tuple[int, int]:
-    """An entry id as numbers that compare as Redis orders them: (unix milliseconds, sequence)."""
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence or 0)
-
-
-def following(entry_id: str) -> str:
-    """The exclusive form of a range's start: everything after this id."""
-    return f"({entry_id}"
+_XACK_WHEN_FULL = """
+local ids, arguments, count = {}, {}, tonumber(ARGV[3])
+for i = 4, #ARGV do
+  if i < 4 + count then ids[#ids + 1] = ARGV[i] else arguments[#arguments + 1] = ARGV[i] end
+end
+local acknowledged = 0
+for i = 1, #ids, 1000 do
+  acknowledged = acknowledged + redis.call('XACK', KEYS[1], ARGV[1], unpack(ids, i, math.min(i + 999, #ids)))
+end
+redis.call(ARGV[2], KEYS[2], unpack(arguments))
+return acknowledged
+"""
+"""At `maxmemory` a MULTI is refused for the one command in it that needs memory. In a script the first command that
+writes is looked at, and XACK needs none: it frees some.
+"""
 
 
 class Stream:
@@ -143,32 +73,65 @@ class Stream:
             for reply in replies
         ]
 
-    def acknowledge(self, group: str, ids: Sequence[str]) -> int:
-        """XACK; how many were pending until now."""
-        with translated(self.where):
-            return int(self._client.xack(self.key, group, *ids)) if ids else 0
+    def acknowledge(self, group: str, ids: Sequence[str], *, noting: tuple[str | int, ...] | None = None) -> int:
+        """XACK; how many were pending until now.
 
-    def bury(self, group: str, dead_key: str, letters: Sequence[Letter]) -> None:
-        """Moves entries to the dead letters: XADD there and XACK here, in one MULTI.
+        Args:
+            noting: another command, as (name, key, arguments…), without which nothing is acknowledged: both are in
+                one MULTI.
+        """
+        if not ids:
+            return 0
+        with translated(self.where):
+            if noting is None:
+                return int(self._client.xack(self.key, group, *ids))
+            transaction = self._client.pipeline(transaction=True)
+            transaction.execute_command(*noting)
+            transaction.xack(self.key, group, *ids)
+            try:
+                return int(transaction.execute()[1])
+            except redis_errors.OutOfMemoryError:
+                command, key, *arguments = noting
+                return int(
+                    self._client.eval(_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
+                )
+
+    def bury(self, group: str, consumer: str, dead_key: str, letters: Sequence[Letter]) -> list[Letter]:
+        """Moves those of the entries to the dead letters that the consumer still holds: XADD there and XACK here, in
+        one MULTI; their letters.
 
         A plain pair would lose the entry under `maxmemory noeviction`, where XADD fails and XACK works. A MULTI is
-        refused as a whole for that, but not when XADD meets a key of another type, so that is looked at first.
+        refused as a whole for that, but not when XADD meets a key of another type, so that is looked at first. And
+        whoever else buries one of these entries writes the same key: then it begins again.
 
         Raises:
             RedisRefused: the dead letters cannot be written. The entries stay pending.
         """
-        with translated(self.where):
-            kind: bytes = self._client.type(dead_key)
-        if kind not in (b"none", b"stream"):
-            raise RedisRefused(
-                f"{dead_key} at {self.where} is a {kind.decode()}, not a stream of dead letters", "rename or delete it"
-            )
-        transaction = self._client.pipeline(transaction=True)
-        for letter in letters:
-            transaction.xadd(dead_key, dict(letter.fields))
-        transaction.xack(self.key, group, *(letter.source_id for letter in letters))
-        with translated(self.where):
-            transaction.execute()
+        with translated(self.where), self._client.pipeline(transaction=True) as transaction:
+            while True:
+                transaction.watch(dead_key)
+                kind: bytes = transaction.type(dead_key)
+                if kind not in (b"none", b"stream"):
+                    raise RedisRefused(
+                        f"{dead_key} at {self.where} is a {kind.decode()}, not a stream of dead letters",
+                        "rename or delete it",
+                    )
+                held = self.pending_among(group, [letter.source_id for letter in letters])
+                ours = {entry.id for entry in held if entry.consumer == consumer}
+                written = [letter for letter in letters if letter.source_id in ours]
+                if not written:
+                    return []
+                transaction.multi()
+                for letter in written:
+                    transaction.xadd(dead_key, dict(letter.fields))
+                transaction.xack(self.key, group, *(letter.source_id for letter in written))
+                try:
+                    transaction.execute()
+                except redis_errors.WatchError as error:
+                    if behind(error):
+                        raise
+                    continue
+                return written
 
     # ── groups ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,10 +146,25 @@ class Stream:
                 return False
         return True
 
+    def destroy_group(self, group: str) -> bool:
+        """XGROUP DESTROY; False when there is none. What it had pending is forgotten, and what it had not read."""
+        with translated(self.where):
+            try:
+                return bool(self._client.xgroup_destroy(self.key, _raw(group)))
+            except redis_errors.ResponseError as error:
+                if not str(error).startswith("The XGROUP subcommand requires the key to exist"):
+                    raise
+                return False
+
+    def set_position(self, group: str, last_delivered_id: str) -> None:
+        """XGROUP SETID: the group is given what comes after this id."""
+        with translated(self.where):
+            self._client.xgroup_setid(self.key, group, last_delivered_id)
+
     def delete_consumer(self, group: str, consumer: str) -> int:
         """XGROUP DELCONSUMER; how many pending entries were dropped with it, for good."""
         with translated(self.where):
-            return int(self._client.xgroup_delconsumer(self.key, group, consumer))
+            return int(self._client.xgroup_delconsumer(self.key, _raw(group), _raw(consumer)))
 
     def groups(self) -> list[GroupInfo]:
         """XINFO GROUPS; empty when there is no stream."""
@@ -207,7 +185,7 @@ class Stream:
         with translated(self.where):
             return [
                 ConsumerInfo(_name(row["name"]), row["pending"], row["idle"])
-                for row in self._client.xinfo_consumers(self.key, group)
+                for row in self._client.xinfo_consumers(self.key, _raw(group))
             ]
 
     def info(self) -> StreamInfo | None:
@@ -216,12 +194,13 @@ class Stream:
             reply = self._info("xinfo_stream", self.key)
         if reply is None:
             return None
-        first, last = reply["first-entry"], reply["last-entry"]
+        first, last, added = reply["first-entry"], reply["last-entry"], reply.get("entries-added")
         return StreamInfo(
             length=reply["length"],
             first_id=first[0].decode() if first else None,
             last_id=last[0].decode() if last else None,
             last_generated_id=reply["last-generated-id"].decode(),
+            removed=None if added is None else max(0, added - reply["length"]),
         )
 
     def _info(self, command: str, *args: str) -> Any:
@@ -269,14 +248,14 @@ class Stream:
     def length(self) -> int:
         """XLEN; 0 when there is no stream."""
         with translated(self.where):
-            return int(self._client.xlen(self.key))
+            return int(self._client.xlen(_raw(self.key)))
 
     # ── pending entries ──────────────────────────────────────────────────────────────────────────────
 
     def pending_summary(self, group: str) -> PendingSummary:
         """XPENDING without a range."""
         with translated(self.where):
-            reply = self._client.xpending(self.key, group)
+            reply = self._client.xpending(self.key, _raw(group))
         oldest = reply["min"]
         return PendingSummary(
             count=reply["pending"],
@@ -295,10 +274,10 @@ class Stream:
         min_idle_ms: int = 0,
     ) -> list[PendingEntry]:
         """XPENDING with a range: at most `count` pending entries in the order of their ids."""
-        holder = None if consumer is None else consumer.encode(errors="surrogateescape")
+        holder = None if consumer is None else _raw(consumer)
         with translated(self.where):
             rows = self._client.xpending_range(
-                self.key, group, start, end, count, consumername=holder, idle=min_idle_ms or None
+                self.key, _raw(group), start, end, count, consumername=holder, idle=min_idle_ms or None
             )
         return [_pending(row) for row in rows]
 
@@ -334,10 +313,30 @@ class Stream:
             rows = self._client.xclaim(self.key, group, consumer, min_idle_ms, list(ids), justid=True)
         return [row.decode() for row in rows]
 
+    # ── removing ─────────────────────────────────────────────────────────────────────────────────────
+
     def delete(self, ids: Sequence[str]) -> int:
         """XDEL; how many there were."""
         with translated(self.where):
             return int(self._client.xdel(self.key, *ids)) if ids else 0
+
+    def trim(self, min_id: str, *, exact: bool = False) -> int:
+        """XTRIM MINID, whoever may still need what it removes: one step; how many entries went.
+
+        Args:
+            min_id: entries below this id go, the entry itself stays.
+            exact: all of them at once. Otherwise (`~`) only whole nodes of the stream go, of 100 entries if the
+                server is not told otherwise, and not more than 100 nodes: the server is held up for about a
+                millisecond. 0 when no whole node is below the id.
+        """
+        with translated(self.where):
+            return int(self._client.xtrim(self.key, minid=min_id, approximate=not exact))
+
+    def server_time_ms(self) -> int:
+        """TIME: the server's clock, which makes the entry ids, in unix milliseconds."""
+        with translated(self.where):
+            seconds, microseconds = self._client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _name(raw: bytes) -> str:
@@ -345,6 +344,11 @@ def _name(raw: bytes) -> str:
     become surrogates, and the same bytes on their way back.
     """
     return raw.decode(errors="surrogateescape")
+
+
+def _raw(name: str) -> bytes:
+    """The bytes of a name that came from the server."""
+    return name.encode(errors="surrogateescape")
 
 
 def _pending(row: Any) -> PendingEntry:

@@ -11,10 +11,13 @@ from imsync import __version__
 from imsync.cli import (
     config,
     consume,
+    consumer,
     dead,
     demo,
+    group,
     init,
     publish,
+    rebuild,
     relay,
     replay,
     server,
@@ -34,7 +37,9 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for verb in (demo, init, publish, relay, consume, replay, dead, status, verify, server, config):
+    for verb in (
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, verify, server, config
+    ):  # fmt: skip
         verb.register(app)
     return app
 

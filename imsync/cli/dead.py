@@ -51,14 +51,17 @@ def list_(
                         "event_id": letter.event_id,
                         "reason": letter.reason,
                         "message": letter.message,
+                        "where": letter.where,
                         "consumer": letter.consumer,
                         "deliveries": letter.deliveries,
+                        "published_at": letter.published_at,
                         "dead_at": letter.dead_at,
                         "raw": raw,
                     }
                 )
             else:
-                rows.append((service, letter.source_id, letter.deliveries, letter.reason, letter.message))
+                where = f" (at {letter.where})" if letter.where else ""
+                rows.append((service, letter.source_id, letter.deliveries, letter.reason, letter.message + where))
     if run.as_json:
         return
     if rows:

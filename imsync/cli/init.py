@@ -22,8 +22,9 @@ def init(
 ) -> None:
     """Make the stores, filled with demo data, and the consumer groups.
 
-    Refuses a folder that has stores, and a stream that has entries: they belong to other stores.
+    Refuses a folder that has stores, and a stream or groups that are in use: they belong to other stores.
     """
+    from imsync.bus.binding import Binding, bound_stores
     from imsync.errors import UsageError
     from imsync.im.demo_data import generate
     from imsync.im.events import DESTINATION
@@ -37,12 +38,21 @@ def init(
             f"the stream {stream.key} at {stream.where} has {stream.length()} entries of other stores",
             "choose another prefix (IMSYNC_PREFIX), or delete that stream",
         )
+    for group in PROJECTIONS:
+        if any(bound_stores(run.bus.client, stream, run.bus.keys(DESTINATION), group).values()):
+            raise UsageError(
+                f"group {group!a} at {stream.where} feeds the store of another data folder",
+                f"choose another prefix (IMSYNC_PREFIX), or drop it: imsync group drop {group}",
+            )
     with run.out.progress("making data", 4) as advance:
         data = generate(users=users, groups=groups, seed=seed)
         advance(1)
         made = make_stores(run.workspace, data, on_step=lambda step: advance(1))
     for group in PROJECTIONS:
         stream.create_group(group)
+        projection = run.workspace.projection(group)
+        Binding(run.bus.client, stream, run.bus.keys(DESTINATION), group, projection).rebind(projection.generation)
+        projection.close()
     example = next((user.id for user in data.users[1:] if not user.deleted), data.users[0].id)
     run.out.result(
         {

@@ -148,12 +148,11 @@ class _Session:
     def _ready_relay(self) -> Relay:
         from imsync.bus.publisher import Publisher
         from imsync.im.events import DESTINATION
-        from imsync.im.relay import Relay
 
         if self._relay is None:
             # few attempts: the edits go on meanwhile, and it is tried again later
             publisher = Publisher(self.run.bus.stream(DESTINATION), self.store.source, attempts=2)
-            self._relay = Relay(self.store, publisher, batch=self.run.settings.relay.batch, order=self._order())
+            self._relay = self.run.relay(self.store, publisher=publisher, order=self._order())
         return self._relay
 
     def _order(self) -> Order:

@@ -20,20 +20,20 @@ def relay(
     run: Run,
     until_empty: Annotated[bool, typer.Option("--until-empty", help="End when the outbox is empty.")] = False,
 ) -> None:
-    """Keep publishing what waits in the outbox, until told to stop."""
+    """Keep publishing what waits in the outbox, until told to stop.
+
+    What the server has lost since it was sent is sent again. What was sent long ago, and every group has
+    acknowledged, leaves the outbox.
+    """
     from imsync.cli.signals import stopping
-    from imsync.im.events import DESTINATION
-    from imsync.im.relay import Relay
 
     store = run.workspace.user_store()
     run.bus.ping()
     stop = threading.Event()
     began = time.monotonic()
     with run.out.progress("relaying", None) as advance:
-        worker = Relay(
+        worker = run.relay(
             store,
-            run.bus.publisher(DESTINATION),
-            batch=run.settings.relay.batch,
             on_sent=advance,
             on_waiting=lambda: run.out.note("another relay is at work on this outbox; waiting for it"),
         )
@@ -48,7 +48,13 @@ def relay(
                 )
     waiting = store.backlog().unsent
     store.close()
+    lost = f", {worker.resent:,} had been lost and were due again" if worker.resent else ""
     run.out.result(
-        {"published": published, "outbox": waiting, "seconds": round(time.monotonic() - began, 3)},
-        f"{published:,} published, {waiting:,} wait",
+        {
+            "published": published,
+            "resent": worker.resent,
+            "outbox": waiting,
+            "seconds": round(time.monotonic() - began, 3),
+        },
+        f"{published:,} published, {waiting:,} wait{lost}",
     )

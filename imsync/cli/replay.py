@@ -47,6 +47,7 @@ def pending(
     Takes them from the living too: what they do with them afterwards is a repeat and changes nothing.
     """
     from imsync.bus.replay import Selection
+    from imsync.cli.applying import OUTCOMES, apply_pending
     from imsync.cli.durations import milliseconds
     from imsync.errors import UsageError
     from imsync.im.workspace import PROJECTIONS
@@ -57,16 +58,14 @@ def pending(
         raise UsageError(f"bad entry id {bad[0][:40]!a}", "such as 1795413835783-0")
     selection = Selection(milliseconds(min_idle), consumer, tuple(id or ()), limit)
     run.expect_stores()
-    totals = dict.fromkeys(
-        ("planned", "taken_over", "applied", "superseded", "duplicates", "dead", "lost", "failed"), 0
-    )
+    totals = dict.fromkeys(("planned", *OUTCOMES), 0)
     entries: list[dict[str, object]] = []
     for service in [group] if group else PROJECTIONS:
         planned = _plan(run, service, selection)
         entries += [_described(service, each) for each in planned]
         totals["planned"] += len(planned)
         if planned and not dry_run:
-            for name, value in _apply(run, service, planned, selection).items():
+            for name, value in apply_pending(run, service, planned, selection.min_idle_ms).items():
                 totals[name] += value
     left_alone = not entries and _tell_what_is_left_alone(run, [group] if group else list(PROJECTIONS), min_idle)
     if run.as_json:
@@ -136,47 +135,4 @@ def _described(service: str, planned: Planned) -> dict[str, object]:
         "owner_alive": planned.owner_alive,
         "idle_seconds": planned.entry.idle_ms / 1000,
         "deliveries": planned.entry.deliveries,
-    }
-
-
-def _apply(run: Run, service: str, planned: list[Planned], selection: Selection) -> dict[str, int]:
-    from imsync.bus.codec import Decoder
-    from imsync.bus.consumer import unique_name
-    from imsync.bus.liveness import Heartbeat
-    from imsync.bus.processor import Processor
-    from imsync.bus.replay import replay
-    from imsync.im.events import DESTINATION
-
-    store = run.workspace.projection(service)
-    stream = run.bus.stream(DESTINATION)
-    keys = run.bus.keys(DESTINATION)
-    options = run.consumer_options()
-    name = f"replay.{unique_name()}"[:64]
-    processor = Processor(
-        stream,
-        keys.dead(service),
-        group=service,
-        consumer=name,
-        decoder=Decoder(store.events),
-        handler=store,
-        retry=options.retry,
-    )
-    failed = 0
-    heartbeat = Heartbeat(run.bus.endpoint, keys.alive(service, name), options.heartbeat_ms)
-    with heartbeat, run.out.progress(f"replaying {service}", len(planned)) as advance:
-        for failures in replay(processor, stream, service, name, planned, selection.min_idle_ms, options.batch):
-            failed += len(failures)
-            advance(min(options.batch, len(planned)))
-    if not failed:
-        stream.delete_consumer(service, name)
-    store.close()
-    counts = processor.counts
-    return {
-        "taken_over": counts.taken_over,
-        "applied": counts.applied,
-        "superseded": counts.superseded,
-        "duplicates": counts.duplicates,
-        "dead": counts.dead,
-        "lost": counts.lost,
-        "failed": failed,
     }

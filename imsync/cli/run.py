@@ -16,7 +16,9 @@ import typer
 from imsync.cli.render import Output
 
 if TYPE_CHECKING:
-    from imsync.bus import Bus, ConsumerOptions
+    from imsync.bus import Bus, ConsumerOptions, Publisher
+    from imsync.im.relay import Relay
+    from imsync.im.user_store import UserStore
     from imsync.im.workspace import Workspace
     from imsync.settings import Loaded, Settings
 
@@ -35,6 +37,10 @@ ConfigOption = Annotated[
     typer.Option("--config", help="The configuration file.", show_default=False, rich_help_panel="Common options"),
 ]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", rich_help_panel="Common options")]
+
+
+SETTLED_MARGIN_HOURS = 24.0
+"""How much longer settled events are remembered than the outbox remembers them, while both are pruned."""
 
 
 @dataclass
@@ -71,8 +77,12 @@ class Run:
     def workspace(self) -> Workspace:
         """The data folder."""
         from imsync.im.workspace import Workspace
+        from imsync.store.settling import SETTLED_HOURS
 
-        return Workspace(self.settings.data_dir, self.settings.store.busy_timeout_ms)
+        settings = self.settings
+        # repeats are recognised for longer than the relay keeps what it may send again
+        kept = max(SETTLED_HOURS, settings.relay.keep_sent_hours, settings.retention.min_hours)
+        return Workspace(settings.data_dir, settings.store.busy_timeout_ms, kept + SETTLED_MARGIN_HOURS)
 
     @cached_property
     def bus(self) -> Bus:
@@ -110,16 +120,32 @@ class Run:
                 f"there are no stores in {self.settings.data_dir}", "run `imsync init` first, or check --data-dir"
             )
 
+    def relay(self, users: UserStore, *, publisher: Publisher | None = None, **options: Any) -> Relay:
+        """The relay of a user store, by the settings and a command's own options."""
+        from imsync.im.events import DESTINATION
+        from imsync.im.relay import Relay
+
+        relay, retention = self.settings.relay, self.settings.retention
+        return Relay(
+            users,
+            publisher or self.bus.publisher(DESTINATION),
+            batch=relay.batch,
+            history_hours=retention.min_hours,
+            keep_sent_hours=relay.keep_sent_hours,
+            **options,
+        )
+
     def consumer_options(self, **overrides: Any) -> ConsumerOptions:
         """How consumers work, by the settings and a command's own options."""
-        from imsync.bus import ConsumerOptions, RetryPolicy
+        from imsync.bus import ConsumerOptions, Retention, RetryPolicy
 
-        consumer = self.settings.consumer
+        consumer, retention = self.settings.consumer, self.settings.retention
         values: dict[str, Any] = {
             "batch": consumer.batch,
             "block_ms": consumer.block_ms,
             "heartbeat_ms": consumer.heartbeat_ms,
             "retry": RetryPolicy(consumer.max_attempts),
+            "retention": Retention(retention.hours, retention.entries, retention.min_hours),
         }
         return ConsumerOptions(**(values | overrides))
 

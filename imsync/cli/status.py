@@ -9,6 +9,7 @@ import typer
 from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
+    from imsync.bus.inspection import RetentionView
     from imsync.im.health import GroupHealth
     from imsync.im.user_store import UserStore
 
@@ -21,20 +22,25 @@ def register(app: typer.Typer) -> None:
 def status(run: Run) -> None:
     """Show how every group is doing, and what needs attention.
 
-    That is its lag, pending entries, living consumers, dead letters and the accounting of its events. Exits with
-    3 when something does.
+    That is its lag, pending entries, living consumers, dead letters and the accounting of its events; what waits in
+    the outbox; and what the stream holds. Exits with 3 when something does.
     """
     from dataclasses import asdict
 
-    from imsync.cli.render import number, seconds
-    from imsync.im.health import judge_outbox
+    from imsync.cli.render import number, safe, seconds
+    from imsync.im.health import judge_outbox, judge_retention
     from imsync.im.workspace import PROJECTIONS
 
     users = run.workspace.user_store()
     groups = [_look(run, users, service) for service in PROJECTIONS]
-    backlog = users.backlog()
-    problems = [*judge_outbox(backlog), *(problem for group in groups for problem in group.problems)]
+    backlog, resent = users.backlog(), users.resent()
     users.close()
+    held = look_at_the_stream(run)
+    problems = [
+        *judge_outbox(backlog),
+        *(problem for group in groups for problem in group.problems),
+        *judge_retention(held, PROJECTIONS),
+    ]
     if run.as_json:
         run.out.row(
             {
@@ -53,7 +59,17 @@ def status(run: Run) -> None:
                     }
                     for g in groups
                 ],
-                "outbox": {"unsent": backlog.unsent, "oldest_seconds": backlog.oldest_seconds},
+                "outbox": {"unsent": backlog.unsent, "oldest_seconds": backlog.oldest_seconds, "resent": resent},
+                "retention": {
+                    "length": held.length,
+                    "first_id": held.first_id,
+                    "oldest_seconds": held.oldest_seconds,
+                    "floor": held.floor,
+                    "waiting_seconds": held.waiting_seconds,
+                    "pinned_by": held.pinned_by,
+                    "other_groups": [name for name in held.groups if name not in PROJECTIONS],
+                    **asdict(held.retention),
+                },
                 "problems": [asdict(problem) for problem in problems],
                 "healthy": not problems,
             }
@@ -72,26 +88,49 @@ def status(run: Run) -> None:
             ],
         )  # fmt: skip
         run.out.table(
-            ("group", "#published", "#applied", "#superseded", "#dead", "#lost", "#repeats", "#foreign", "#missing"),
+            (
+                "group", "#published", "#applied", "#superseded", "#dead", "#lost", "#covered", "#repeats", "#foreign",
+                "#missing",
+            ),
             [
                 (
                     g.view.group, number(a.published), number(a.applied), number(a.superseded), number(a.dead),
-                    number(a.lost), number(a.duplicates), number(a.foreign), number(a.unexplained),
+                    number(a.lost), number(a.covered), number(a.duplicates), number(a.foreign), number(a.unexplained),
                 )
                 for g in groups
                 for a in (g.accounting,)
             ],
         )  # fmt: skip
-        print(f"outbox: {number(backlog.unsent)} unsent, oldest {seconds(backlog.oldest_seconds)}")
+        again = f", {number(resent)} sent again after they were lost" if resent else ""
+        print(f"outbox: {number(backlog.unsent)} unsent, oldest {seconds(backlog.oldest_seconds)}{again}")
+        pinned = f", held up by group {held.pinned_by}" if held.pinned_by else ""
+        print(safe(f"stream: {number(held.length)} entries, oldest {seconds(held.oldest_seconds)}{pinned}"))
         for problem in problems:
-            print(f"! {problem.what}; try: {problem.remedy}")
+            print(safe(f"! {problem.what}; try: {problem.remedy}"))
         if not problems:
             print("healthy")
     if problems:
         raise typer.Exit(3)
 
 
+def look_at_the_stream(run: Run) -> RetentionView:
+    """What the stream holds, with names of groups that may be shown."""
+    from dataclasses import replace
+
+    from imsync.bus.inspection import view_retention
+    from imsync.bus.retention import Retention
+    from imsync.cli.names import readable
+    from imsync.im.events import DESTINATION
+
+    bounds = run.settings.retention
+    retention = Retention(bounds.hours, bounds.entries, bounds.min_hours)
+    view = view_retention(run.bus, DESTINATION, retention)
+    shown = None if view.floor_group is None else readable(view.floor_group)
+    return replace(view, floor_group=shown, groups=tuple(map(readable, view.groups)))
+
+
 def _look(run: Run, users: UserStore, service: str) -> GroupHealth:
+    from imsync.bus.binding import Binding
     from imsync.bus.inspection import view_group
     from imsync.im.events import DESTINATION
     from imsync.im.health import GroupHealth, account, judge_group
@@ -105,6 +144,8 @@ def _look(run: Run, users: UserStore, service: str) -> GroupHealth:
     unsent = users.backlog().unsent
     at_most = unsent + users.published()
     staleness = projection.staleness()
+    stream, keys = run.bus.stream(DESTINATION), run.bus.keys(DESTINATION)
+    refused = Binding(run.bus.client, stream, keys, service, projection).mismatch()
     projection.close()
     accounting = account(users.source, published, at_most, tallies, view.pending, view.lag)
-    return GroupHealth(view, accounting, staleness, judge_group(view, accounting))
+    return GroupHealth(view, accounting, staleness, judge_group(view, accounting, refused))

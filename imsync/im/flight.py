@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsync.bus.stream import Stream, id_parts
+from imsync.bus.entry import id_parts
+from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 
 

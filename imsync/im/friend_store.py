@@ -38,7 +38,7 @@ class FriendStore(ProfileProjection):
 
     name: ClassVar[str] = "friend"
     events: ClassVar = (User2FriendEvent, UserDeleted)
-    schema: ClassVar = projection_schema("friend store", "IMSF", SQL["schema"])
+    schema: ClassVar = projection_schema("friend store", "IMSF", SQL["schema"], "friend")
     sql: ClassVar = SQL
     picture: ClassVar[str] = "head_image"
 

@@ -15,6 +15,10 @@ CREATE INDEX im_friend_user ON im_friend (user_id);
 -- name: write_copies
 UPDATE im_friend SET friend_nick_name = ?, friend_head_image = ? WHERE friend_id = ?;
 
+-- name: heal_copies
+UPDATE im_friend SET friend_nick_name = ?1, friend_head_image = ?2
+WHERE friend_id = ?3 AND (friend_nick_name <> ?1 OR friend_head_image <> ?2);
+
 -- name: join
 -- Copies from the replica in the statement that makes the row; empty until the friend's first event is applied.
 INSERT INTO im_friend (friend_id, user_id, friend_nick_name, friend_head_image, remark_nick_name)

@@ -49,7 +49,7 @@ class GroupStore(ProfileProjection):
 
     name: ClassVar[str] = "group"
     events: ClassVar = (User2GroupEvent, UserDeleted)
-    schema: ClassVar = projection_schema("group store", "IMSG", SQL["schema"])
+    schema: ClassVar = projection_schema("group store", "IMSG", SQL["schema"], "group")
     sql: ClassVar = SQL
     picture: ClassVar[str] = "head_image_thumb"
 

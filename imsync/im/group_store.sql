@@ -22,6 +22,10 @@ CREATE INDEX im_group_member_group ON im_group_member (group_id);
 -- name: write_copies
 UPDATE im_group_member SET user_nick_name = ?, head_image = ? WHERE user_id = ?;
 
+-- name: heal_copies
+UPDATE im_group_member SET user_nick_name = ?1, head_image = ?2
+WHERE user_id = ?3 AND (user_nick_name <> ?1 OR head_image <> ?2);
+
 -- name: join
 -- Copies from the replica in the statement that makes the row; empty until the user's first event is applied.
 INSERT INTO im_group_member (user_id, group_id, user_nick_name, head_image, remark_nick_name, quit)

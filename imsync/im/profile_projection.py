@@ -8,21 +8,20 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
-from uuid import uuid4
 
-from imsync.bus.handler import Received, Rejected
+from imsync.bus.handler import Received
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Outcome
 from imsync.im.events import IMBaseEvent
 from imsync.im.gate import newest
 from imsync.im.user_store import Profile
-from imsync.store.database import Database, Schema, placeholders
+from imsync.store.database import Schema, placeholders
 from imsync.store.projection import CopyState, SourceState
-from imsync.store.settlement import CONFLICT, DEAD, LOST, Percentiles, Settled, SettlementTable, key_of
+from imsync.store.settlement import CONFLICT, DEAD
 from imsync.store.settlement import SQL as SETTLEMENT_SQL
+from imsync.store.settling import SETTLED_HOURS, SettlingStore
 from imsync.store.sql import load
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,20 @@ CLOCK_TOLERANCE_MS = 300_000
 _LOOKUP_CHUNK = 500
 
 
-def projection_schema(name: str, application_id: str, tables: str) -> Schema:
-    """The schema of a projection: the settlement log, the replica, and tables of its own."""
-    return Schema(name, application_id, [";".join((SETTLEMENT_SQL["schema"], REPLICA_SQL["schema"], tables))])
+def projection_schema(name: str, application_id: str, tables: str, group: str) -> Schema:
+    """The schema of a projection: the settlement log, the replica, and tables of its own.
+
+    Args:
+        group: its consumer group, as `imsync rebuild` calls it.
+    """
+    rebuild = f"run `imsync rebuild {group}`"
+    return Schema(
+        name,
+        application_id,
+        [";".join((SETTLEMENT_SQL["schema"], REPLICA_SQL["schema"], tables)), SETTLEMENT_SQL["schema_2"]],
+        remedy=f"restore it from a backup, then {rebuild}",
+        catch_up=rebuild,
+    )
 
 
 class Replica(NamedTuple):
@@ -49,6 +59,16 @@ class Replica(NamedTuple):
     head_image: str
     deleted: int
     occurred_ms: int
+
+    def replaces(self, known: Replica | None) -> bool:
+        """Whether this state of the source takes the place of what a projection has: it is newer, or it has other
+        content and does not resurrect anybody.
+        """
+        if known is None or self.version > known.version:
+            return True
+        if self.version < known.version or (known.deleted and not self.deleted):
+            return False
+        return self[:-1] != known[:-1]
 
     def contradicts(self, event_replica: Replica) -> bool:
         """Whether an event that was superseded by this state, and never seen before, cannot come from the same
@@ -63,12 +83,13 @@ class Replica(NamedTuple):
         )
 
 
-class ProfileProjection:
+class ProfileProjection(SettlingStore):
     """A projection of user profiles in one SQLite file. An instance of `imsync.store.projection.Projection`.
 
     Args:
         path: the file.
         create: make it; otherwise it must exist.
+        busy_timeout_ms, settled_hours: see `SettlingStore`.
 
     Raises:
         StoreUnusable: it is missing, damaged, locked, of another kind or of a newer version.
@@ -83,14 +104,15 @@ class ProfileProjection:
     picture: ClassVar[str]
     """The field of the profile that the copies take their picture from."""
 
-    def __init__(self, path: Path, *, create: bool = False, busy_timeout_ms: int = 5000) -> None:
-        self._database = Database(path, self.schema, busy_timeout_ms=busy_timeout_ms, create=create)
-        self._settlements = SettlementTable(self._database)
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._database.path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        create: bool = False,
+        busy_timeout_ms: int = 5000,
+        settled_hours: float = SETTLED_HOURS,
+    ) -> None:
+        super().__init__(path, self.schema, create=create, busy_timeout_ms=busy_timeout_ms, settled_hours=settled_hours)
 
     def replica_of(self, event: IMBaseEvent) -> Replica:
         """What the event says, as this projection keeps it. Empty content for a tombstone."""
@@ -100,7 +122,7 @@ class ProfileProjection:
         view: Any = event
         return Replica(event.id, event.version, view.nick_name, getattr(view, self.picture), False, occurred_ms)
 
-    def expected(self, source: SourceState) -> tuple[str, ...]:
+    def expected(self, source: SourceState) -> tuple[str, str]:
         """The (nick_name, head_image) that a right copy of this source has."""
         return source.content["nick_name"], source.content[self.picture]
 
@@ -111,8 +133,9 @@ class ProfileProjection:
 
         Raises:
             StoreUnusable: nothing was applied; try again.
+            StoreMismatch: the file was replaced while in use, by one that may lack what was acknowledged.
         """
-        with self._database.atomic() as connection:
+        with self._settling() as connection:
             keys = [received.event.event_id.bytes for received in batch]
             known = self._settlements.known(keys)
             fresh: dict[bytes, Received[IMBaseEvent]] = {}  # of a repeat within the batch the first counts
@@ -132,54 +155,9 @@ class ProfileProjection:
                 for key, received in zip(keys, batch, strict=True)
             ]
             self._record(connection, keys, batch, outcomes, known)
-            now_ms = _now_ms()
-            ages = [now_ms - replica.occurred_ms for replica in replicas.values()]
-            self._settlements.add_staleness(connection, ages, now_ms)
+            self._record_staleness(connection, (replica.occurred_ms for replica in replicas.values()))
             self._raise_alarms(connection, [event for event in events if winners.get(event.id) is not event], replicas)
         return outcomes
-
-    def record_dead(self, dead: Sequence[Rejected]) -> None:
-        """Records events that become dead letters. See `imsync.bus.SettlementLog`."""
-        self._record_once(
-            Settled(key_of(r.event, r.entry_id), DEAD, r.entry_id, (r.event.source or "") if r.event else "")
-            for r in dead
-        )
-
-    def record_lost(self, entry_ids: Sequence[str]) -> None:
-        """Records entries that were trimmed before they could be applied. See `imsync.bus.SettlementLog`."""
-        settled = self._settlements.settled_entries(entry_ids)  # settled, and killed before it was acknowledged
-        self._record_once(
-            Settled(key_of(None, entry_id), LOST, entry_id, "") for entry_id in entry_ids if entry_id not in settled
-        )
-
-    def _record_once(self, settled: Iterable[Settled]) -> None:
-        with self._database.atomic() as connection:
-            rows = {row.key: row for row in settled}
-            known = self._settlements.known(list(rows))
-            self._settlements.record(connection, [row for key, row in rows.items() if key not in known])
-
-    def _record(
-        self,
-        connection: sqlite3.Connection,
-        keys: Sequence[bytes],
-        batch: Sequence[Received[IMBaseEvent]],
-        outcomes: Sequence[Outcome],
-        known: Mapping[bytes, str],
-    ) -> None:
-        """Writes the settlement log: new rows, rows that were dead and are not any more, and the repeats' number."""
-        new: list[Settled] = []
-        revived: list[Settled] = []
-        repeats: Counter[tuple[str, str]] = Counter()
-        for key, received, outcome in zip(keys, batch, outcomes, strict=True):
-            source = received.event.source or ""
-            if outcome is DUPLICATE:
-                repeats[source, DUPLICATE.effect] += 1
-            else:
-                effect = APPLIED.effect if outcome is APPLIED else SUPERSEDED.effect
-                (revived if key in known else new).append(Settled(key, effect, received.entry_id, source))
-        self._settlements.record(connection, new)
-        self._settlements.change(connection, revived)
-        self._settlements.count(connection, repeats)
 
     def _write(self, connection: sqlite3.Connection, replicas: Iterable[Replica]) -> None:
         ordered = sorted(replicas, key=lambda replica: replica.user_id)  # as the tables are clustered
@@ -220,32 +198,49 @@ class ProfileProjection:
         rows = self.states(key - 1, 1)
         return rows[0] if rows and rows[0].key == key else None
 
-    def tallies(self) -> dict[tuple[str, str], int]:
-        """How many events were settled, by (source, outcome)."""
-        return self._settlements.tallies()
+    # ── snapshots of the source ──────────────────────────────────────────────────────────────────────
 
-    def staleness(self) -> Percentiles:
-        """How old edits were when their copies were brought up to date, over the last day."""
-        return self._settlements.staleness()
+    def write_snapshot(self, page: Sequence[SourceState]) -> int:
+        """Makes users as their source has them, in one transaction; of how many something was wrong.
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._database.close()
+        What the source says counts from the applied version on: other content at that very version was not written by
+        an event, nor were rows that differ. A newer replica is left alone: its event has overtaken the snapshot. So is
+        a tombstone, unless the source is newer. The rows are then made as the replica is.
 
-    # ── bootstrap ────────────────────────────────────────────────────────────────────────────────────
+        Args:
+            page: states of different users, at most about a thousand, so that consumers need not wait long.
+
+        Raises:
+            StoreUnusable: nothing was changed; try again.
+        """
+        snapshot = [self._replica_of_source(state, _now_ms()) for state in page]
+        with self._settling() as connection:
+            known = self._replicas({replica.user_id for replica in snapshot})
+            written = [r for r in snapshot if r.replaces(known.get(r.user_id))]
+            connection.executemany(REPLICA_SQL["write_snapshot"], written)
+            changed = {r.user_id for r in written}
+            for replica in {**known, **{r.user_id: r for r in written}}.values():
+                copied = replica.nick_name, replica.head_image, replica.user_id
+                if connection.execute(self.sql["heal_copies"], copied).rowcount:
+                    changed.add(replica.user_id)
+        return len(changed)
+
+    def ahead_of(self, page: Sequence[SourceState]) -> int:
+        """How many of these users have a newer version here than their source says: it was restored from a backup."""
+        replicas = self._replicas({source.key for source in page})
+        return sum(source.key in replicas and replicas[source.key].version > source.version for source in page)
+
+    def _replica_of_source(self, source: SourceState, now_ms: int) -> Replica:
+        nick_name, picture = ("", "") if source.deleted else self.expected(source)
+        return Replica(source.key, source.version, nick_name, picture, source.deleted, now_ms)
 
     def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile], source: str) -> None:
         """Fills a fresh store from a snapshot of the source."""
         self._settlements.recognise(connection, source)
         now_ms = _now_ms()
-        connection.execute(REPLICA_SQL["set_meta"], ("store_id", str(uuid4())))
         connection.executemany(
-            REPLICA_SQL["write_replica"],
-            (
-                (p.id, p.version, *self.expected(_as_source(p)), p.deleted, now_ms)
-                for p in profiles
-            ),
-        )  # fmt: skip
+            REPLICA_SQL["write_replica"], (self._replica_of_source(_as_source(p), now_ms) for p in profiles)
+        )
 
     def _versions(self, user_ids: set[int]) -> dict[int, int]:
         return dict(self._lookup("versions", user_ids))

@@ -1,4 +1,5 @@
-"""The relay: publishes what waits in the outbox, in the order of the edits, and notes the entry ids.
+"""The relay: publishes what waits in the outbox, in the order of the edits, and notes the entry ids. What the stream
+has lost since then it publishes again.
 
 Only one relay of a user store is active at a time: it holds an exclusive lock beside the store's file.
 """
@@ -6,20 +7,37 @@ Only one relay of a user store is active at a time: it holds an exclusive lock b
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from imsync.bus.publisher import Publisher
 from imsync.bus.retry import Backoff
-from imsync.errors import ImsyncError, InfrastructureError, StoreUnusable
-from imsync.im.user_store import OutboxRow, UserStore
+from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, StoreUnusable
+from imsync.im.loss import LossCheck
+from imsync.im.outbox import OutboxRow
+from imsync.im.pruning import Pruning
+from imsync.im.user_store import UserStore
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.02
+IDLE_LOOK_SECONDS = 1.0
+"""Time between two looks for a loss while there is nothing to send."""
+MOST_LOSSES = 3
+"""A stream that loses what was sent more often than this, before all of it has been sent, is given no more."""
+PRUNING_STEPS = 10
+"""How many batches one delivery prunes at most: somebody waits for its end."""
+
+LOCK = ".relay-lock"
+"""What the active relay holds, a file beside the store."""
+PAUSE = ".relay-pause"
+"""What somebody holds who wants to be alone with the outbox."""
 
 Order = Callable[[Sequence[OutboxRow]], Sequence[OutboxRow]]
 """Arranges the rows of a round trip: the simulator repeats and reorders some. The identity otherwise."""
@@ -33,8 +51,12 @@ class Relay:
         publisher: where to.
         batch: the most events per round trip.
         order: how the rows of a round trip are arranged.
+        history_hours: the stream's retention keeps entries for as long; what is gone earlier was lost. See `LossCheck`.
+        keep_sent_hours: how long sent rows are kept at least; never for less than `history_hours`. See `Pruning`.
         on_sent: called after every round trip with the number of rows noted as sent.
+        on_lost: called with the number of rows that are sent again, when the stream has lost some.
         on_waiting: called when it starts to wait for another relay.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -44,33 +66,57 @@ class Relay:
         *,
         batch: int = 1000,
         order: Order = lambda rows: rows,
+        history_hours: float = 24.0,
+        keep_sent_hours: float = 168.0,
         on_sent: Callable[[int], None] = lambda n: None,
+        on_lost: Callable[[int], None] = lambda n: None,
         on_waiting: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._batch = batch
         self._order = order
+        self._loss = LossCheck(store, publisher, history_hours=history_hours, on_lost=self._note_loss)
+        self._pruning = Pruning(store, publisher.stream, keep_hours=max(keep_sent_hours, history_hours), clock=clock)
         self._on_sent = on_sent
+        self._on_lost = on_lost
         self._on_waiting = on_waiting
+        self._clock = clock
+        self._next_look = float("-inf")
+        self._alone = False
+        self._sent: list[tuple[int, str]] = []
         self.published = 0
         """How many rows it has noted as sent, those before an error included."""
+        self.resent = 0
+        """How many rows it has made unsent again because the stream had lost them."""
 
     def drain(self, stop: threading.Event | None = None) -> int:
-        """Publishes until nothing waits; how many were published. The caller holds the lock.
+        """Publishes until nothing waits and nothing is lost, or somebody wants to be `alone`; how many were published.
+        The caller holds the lock.
 
         Args:
             stop: when it is set, the round trip at hand is finished and no other begun.
 
         Raises:
             RedisUnreachable: what was not sent stays in the outbox.
-            RedisRefused: Redis refused a row; it and its user's later rows stay in the outbox.
+            RedisRefused: Redis refused a row; it and its user's later rows stay in the outbox. Or the stream loses
+                what it is sent again and again.
         """
-        total = 0
-        after = 0
+        total, after, losses = 0, 0, 0
         refused: ImsyncError | None = None
         held_back: set[int] = set()
-        while not _told(stop) and (rows := self._store.unsent(self._batch, after)):
+        total += self._note_what_was_sent()
+        while not _told(stop) and not self._asked_to_pause():
+            rows = self._store.unsent(self._batch, after)
+            if self._look(idle=not rows):
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise self._trimmed_by_somebody()
+                after = 0  # what was lost comes before what was not sent yet
+                continue
+            if not rows:
+                break
             after = rows[-1].seq
             sent, error = self._send([row for row in rows if row.user_id not in held_back], held_back)
             total += sent
@@ -79,8 +125,29 @@ class Relay:
             raise refused
         return total
 
+    def _look(self, *, idle: bool) -> int:
+        """Looks for a loss; how many rows wait because of one. Not every time while idle, if the last look was good."""
+        if idle and self._clock() < self._next_look:
+            return 0
+        self._next_look = float("-inf")
+        lost = self._loss.look()
+        self._next_look = self._clock() + IDLE_LOOK_SECONDS
+        return lost
+
+    def _note_loss(self, rows: int) -> None:
+        self.resent += rows
+        self._on_lost(rows)
+
+    def _trimmed_by_somebody(self) -> RedisRefused:
+        stream = self._publisher.stream
+        return RedisRefused(
+            f"{stream.key} at {stream.where} loses events as fast as they are sent",
+            "who trims or deletes it? maxmemory-policy must be noeviction",
+        )
+
     def _send(self, rows: Sequence[OutboxRow], held_back: set[int]) -> tuple[int, ImsyncError | None]:
         ordered = self._order(rows)
+        self._next_look = float("-inf")
         results = self._publisher.send([row.body for row in ordered])
         sent: list[tuple[int, str]] = []
         refused: ImsyncError | None = None
@@ -90,13 +157,24 @@ class Relay:
                 held_back.add(row.user_id)
             elif row.user_id not in held_back:  # a later row waits behind a refused one, and is sent again
                 sent.append((row.seq, result))
-        noted = self._store.mark_sent(sent) if sent else 0
+        self._sent = sent
+        return self._note_what_was_sent(), refused
+
+    def _note_what_was_sent(self) -> int:
+        """Notes the last round trip, also if it could not be noted then because the store was in trouble: to send it
+        again and again would fill the stream.
+        """
+        if not self._sent:
+            return 0
+        noted = self._store.mark_sent(self._sent)
+        self._sent = []
         self.published += noted
         self._on_sent(noted)
-        return noted, refused
+        return noted
 
     def deliver(self, up_to_seq: int, *, patience_seconds: float = 5.0, stop: threading.Event | None = None) -> int:
-        """Sees to it that the outbox is published up to a row, by this relay or by the one that is active.
+        """Sees to it that the outbox is published up to a row, by this relay or by the one that is active. This one
+        then also prunes what was sent long ago.
 
         Args:
             patience_seconds: how long another relay may hold the outbox without getting on.
@@ -108,26 +186,39 @@ class Relay:
         Raises:
             RedisUnreachable, RedisRefused: as `drain`.
             StoreUnusable: the relay's lock cannot be used, or the store.
-            ImsyncError: another relay holds the outbox and is not getting on.
+            ImsyncError: another relay holds the outbox and is not getting on, or somebody is `alone` with it.
         """
         waits_at: int | None = None
-        deadline = 0.0
+        deadline, published_before = 0.0, self.published
         while not _told(stop):
             with self._lock() as lock:
-                if lock:
-                    return self.drain(stop)
+                if lock and not self._asked_to_pause():
+                    self.drain(stop)
+                    if not self._asked_to_pause():
+                        self._prune(stop)
+                        return self.published - published_before
             first = self._store.unsent(1)
             if not first or first[0].seq > up_to_seq:
-                return 0
+                return self.published - published_before
             if waits_at is None:
                 self._on_waiting()
             if waits_at is None or first[0].seq > waits_at:
                 waits_at = first[0].seq
                 deadline = time.monotonic() + patience_seconds
             elif time.monotonic() > deadline:
+                if self._asked_to_pause():
+                    raise ImsyncError("relays pause while a rebuild is at work", "run `imsync relay` afterwards")
                 raise ImsyncError("another relay holds the outbox and is not getting on", "see `imsync status`")
             time.sleep(POLL_SECONDS)
-        return 0
+        return self.published - published_before
+
+    def _prune(self, stop: threading.Event | None) -> None:
+        try:
+            for _ in range(PRUNING_STEPS):
+                if _told(stop) or not self._pruning.step():
+                    break
+        except InfrastructureError as error:  # everything was delivered all the same
+            log.warning("sent rows of the outbox were not pruned: %s", error.message)
 
     def run(
         self,
@@ -138,7 +229,7 @@ class Relay:
         backoff: Backoff | None = None,
         rng: random.Random | None = None,
     ) -> int:
-        """Keeps the outbox drained until told to stop; how many were published.
+        """Keeps the outbox drained, and pruned, until told to stop; how many were published.
 
         Troubles of Redis are waited out for ever, with backoff. When another relay is active, it waits for its end.
 
@@ -152,11 +243,12 @@ class Relay:
                 if not lock and not waiting:
                     self._on_waiting()
                 waiting = not lock
-                while lock and not stop.is_set():
+                while lock and not stop.is_set() and not self._asked_to_pause():
                     try:
                         self.drain(stop)
                         failures = 0
-                        stop.wait(poll_seconds)
+                        if not self._pruning.step():
+                            stop.wait(poll_seconds)
                     except InfrastructureError as error:
                         failures += 1
                         delay = backoff.delay(failures, rng)
@@ -166,16 +258,56 @@ class Relay:
         return self.published - published_before
 
     @contextmanager
-    def _lock(self) -> Iterator[IO[bytes] | None]:
-        """The lock of this store's relay; None when another holds it. The kernel frees it when a process dies."""
-        path = f"{self._store.path}.relay-lock"
+    def alone(self, *, patience_seconds: float = 5.0) -> Iterator[None]:
+        """Keeps every relay of this store from publishing while the block runs: one that is active finishes its round
+        trip, and goes on afterwards. In the block, `drain` may be called.
+
+        Args:
+            patience_seconds: how long another relay's round trip may take, and how long another may want to be alone.
+
+        Raises:
+            ImsyncError: it took longer.
+            StoreUnusable: the relay's lock cannot be used.
+        """
+        deadline = time.monotonic() + patience_seconds
+        with ExitStack() as held:
+            for suffix, who in ((PAUSE, "another rebuild"), (LOCK, "another relay")):
+                while not self._taken(suffix, held):
+                    if time.monotonic() > deadline:
+                        raise ImsyncError(f"{who} is at work on this outbox", "run this again when it has ended")
+                    time.sleep(POLL_SECONDS)
+            self._alone = True
+            try:
+                yield
+            finally:
+                self._alone = False
+
+    def _taken(self, suffix: str, held: ExitStack) -> bool:
+        """Takes a lock for as long as the stack lasts; False when another holds it."""
+        with ExitStack() as attempt:
+            if attempt.enter_context(self._lock(suffix)):
+                held.push(attempt.pop_all())
+                return True
+        return False
+
+    def _asked_to_pause(self) -> bool:
+        """Whether somebody wants to be alone with the outbox."""
+        if self._alone:
+            return False
+        with self._lock(PAUSE, fcntl.LOCK_SH) as free:
+            return not free
+
+    @contextmanager
+    def _lock(self, suffix: str = LOCK, kind: int = fcntl.LOCK_EX) -> Iterator[IO[bytes] | None]:
+        """A lock beside the store; None when another holds it. The kernel frees it when a process dies."""
+        path = f"{self._store.path}{suffix}"
         try:
             file = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "rb+")
         except OSError as error:
             raise _lock_unusable(path, error) from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 held = False
             except OSError as error:

@@ -15,9 +15,6 @@ CREATE TABLE user_profile_replica (
     occurred_ms INTEGER NOT NULL
 );
 
--- name: set_meta
-INSERT INTO meta (key, value) VALUES (?, ?);
-
 -- name: versions
 -- Deletion is final: nothing is newer than a tombstone.
 SELECT user_id, CASE WHEN deleted THEN 9223372036854775807 ELSE version END
@@ -34,3 +31,14 @@ ON CONFLICT (user_id) DO UPDATE SET
     version = excluded.version, nick_name = excluded.nick_name, head_image = excluded.head_image,
     deleted = excluded.deleted, occurred_ms = excluded.occurred_ms
 WHERE excluded.version > user_profile_replica.version AND NOT user_profile_replica.deleted;
+
+-- name: write_snapshot
+-- What the source says at the same version counts too; but no version falls, and no tombstone is resurrected by a
+-- state that is not newer.
+INSERT INTO user_profile_replica (user_id, version, nick_name, head_image, deleted, occurred_ms)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (user_id) DO UPDATE SET
+    version = excluded.version, nick_name = excluded.nick_name, head_image = excluded.head_image,
+    deleted = excluded.deleted, occurred_ms = excluded.occurred_ms
+WHERE excluded.version > user_profile_replica.version
+OR (excluded.version = user_profile_replica.version AND (excluded.deleted OR NOT user_profile_replica.deleted));

@@ -46,10 +46,15 @@ def _refuse_existing(workspace: Workspace) -> None:
     if not existing:
         return
     if not workspace.path_of("user").exists():  # it comes last
-        left = [path.name for each in existing for path in _files_of(each) if path.exists()]
+        left = ", ".join(path.name for each in existing for path in _files_of(each) if path.exists())
+        if _unfinished(workspace).exists():
+            raise UsageError(
+                f"an init in {workspace.data_dir} was cut short: there is no user.db",
+                f"remove what it left there, then run it again: {left}",
+            )
         raise UsageError(
-            f"an init in {workspace.data_dir} was cut short: there is no user.db",
-            f"remove what it left there, then run it again: {', '.join(left)}",
+            f"{workspace.data_dir} has no user.db, and has {left}",
+            "if user.db was lost, restore it from a backup; only what an init left that was cut short may be removed",
         )
     raise UsageError(
         f"{workspace.data_dir} has stores already: {', '.join(path.name for path in existing)}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,27 @@ from imsync.im.events import (
     IMAGE_URL_MAX,
     NICK_NAME_MAX,
     ImageUrl,
-    IMBaseEvent,
     NickName,
     UserDeleted,
     UserUpdated,
 )
+from imsync.im.outbox import Outbox, OutboxBacklog, OutboxRow
 from imsync.store.database import Database, Schema, placeholders
 from imsync.store.projection import SourceState
 from imsync.store.sql import load
 
+__all__ = [
+    "EditReport",
+    "OutboxBacklog",
+    "OutboxRow",
+    "Profile",
+    "ProfileEdit",
+    "Rejection",
+    "UserStore",
+]
+
 SQL = load("imsync.im", "user_store.sql")
-SCHEMA = Schema("user store", "IMSU", [SQL["schema"]])
+SCHEMA = Schema("user store", "IMSU", [SQL["schema"], SQL["schema_2"]])
 
 _LOOKUP_CHUNK = 500
 
@@ -136,24 +146,7 @@ class EditReport:
     last_seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
-    """An event that is to be published."""
-
-    seq: int
-    user_id: int
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxBacklog:
-    """What was not sent yet. `oldest_seconds` is None when there is nothing."""
-
-    unsent: int
-    oldest_seconds: float | None
-
-
-class UserStore:
+class UserStore(Outbox):
     """Profiles and their outbox in one SQLite file.
 
     Args:
@@ -172,8 +165,7 @@ class UserStore:
         busy_timeout_ms: int = 5000,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._database = Database(path, SCHEMA, busy_timeout_ms=busy_timeout_ms, create=create)
-        self._clock_ms = clock_ms
+        super().__init__(Database(path, SCHEMA, busy_timeout_ms=busy_timeout_ms, create=create), clock_ms)
         if not self._meta("store_id"):
             with self._database.atomic() as connection:
                 if not self._meta("store_id"):  # read again under the lock: another process may have set it
@@ -203,7 +195,7 @@ class UserStore:
                 connection.execute(SQL["insert_user"], self._row(profile))
             except sqlite3.IntegrityError:
                 raise UsageError(f"user {profile.id} or its user name exists already") from None
-            self._enqueue(connection, [profile])
+            self._announce(connection, [profile])
 
     def edit(self, edit: ProfileEdit) -> bool:
         """Applies one edit; False when it changes nothing, in which case nothing is published.
@@ -244,7 +236,7 @@ class UserStore:
             if all_or_none and rejected:
                 return EditReport(0, 0, rejected, 0)
             self._write(connection, [p for p in profiles.values() if p is not before[p.id]])
-            last_seq = self._enqueue(connection, history)
+            last_seq = self._announce(connection, history)
         return EditReport(len(history), unchanged, rejected, last_seq)
 
     def delete_user(self, user_id: int) -> None:
@@ -257,42 +249,13 @@ class UserStore:
             current = _editable(self.profiles([user_id]), user_id)
             gone = Profile(user_id, current.user_name, "", "", "", current.version + 1, deleted=1)
             self._write(connection, [gone])
-            self._enqueue(connection, [gone])
+            self._announce(connection, [gone])
 
     def bootstrap(self, profiles: Iterable[Profile], *, origin: str) -> None:
         """Fills a fresh store without publishing: the projections are filled from the same snapshot."""
         with self._database.atomic() as connection:
             connection.execute(SQL["set_meta"], ("origin", origin))
             connection.executemany(SQL["insert_user"], map(self._row, profiles))
-
-    # ── the outbox ───────────────────────────────────────────────────────────────────────────────────
-
-    def unsent(self, limit: int, after_seq: int = 0) -> list[OutboxRow]:
-        """The oldest rows that were not sent yet, in the order of the edits."""
-        return [OutboxRow(*row) for row in self._database.query(SQL["unsent"], (after_seq, limit))]
-
-    def mark_sent(self, sent: Iterable[tuple[int, str]]) -> int:
-        """Notes (seq, entry id) pairs as published; how many were not noted before."""
-        now = self._clock_ms()
-        with self._database.atomic() as connection:
-            noted = connection.executemany(SQL["mark_sent"], [(entry_id, now, seq) for seq, entry_id in sent]).rowcount
-            connection.execute(SQL["count_published"], (noted,))
-        return noted
-
-    def backlog(self) -> OutboxBacklog:
-        """How much waits in the outbox, and for how long."""
-        unsent, oldest_ms = self._database.query(SQL["backlog"])[0]
-        age = None if oldest_ms is None else max(0.0, (self._clock_ms() - oldest_ms) / 1000)
-        return OutboxBacklog(unsent, age)
-
-    def published(self) -> int:
-        """How many events were published, since the store was made."""
-        return int(self._database.query(SQL["published"])[0][0])
-
-    def latest_event(self, user_id: int) -> tuple[int, str | None] | None:
-        """The version and the entry id (None: not sent yet) of a user's newest event that the outbox remembers."""
-        rows = self._database.query(SQL["latest_of_user"], (user_id,))
-        return (rows[0][0], rows[0][1]) if rows else None
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -340,26 +303,19 @@ class UserStore:
     # ── inside a transaction ─────────────────────────────────────────────────────────────────────────
 
     def _write(self, connection: sqlite3.Connection, profiles: Iterable[Profile]) -> None:
-        now = self._clock_ms()
+        now = self.clock_ms()
         connection.executemany(
             SQL["write_profile"],
             [(p.nick_name, p.head_image, p.head_image_thumb, p.version, p.deleted, now, p.id) for p in profiles],
         )
 
-    def _enqueue(self, connection: sqlite3.Connection, history: Sequence[Profile]) -> int:
-        if not history:
-            return 0
-        connection.executemany(SQL["enqueue"], self._outbox_rows(history, self._clock_ms()))
-        return int(connection.execute(SQL["last_seq"]).fetchone()[0])
-
-    def _outbox_rows(self, history: Iterable[Profile], now: int) -> Iterator[tuple[bytes, int, int, bytes, int]]:
-        for profile in history:
-            event: IMBaseEvent = profile.event()
-            yield event.event_id.bytes, event.id, event.version, encode(event, source=self.source), now
+    def _announce(self, connection: sqlite3.Connection, history: Sequence[Profile]) -> int:
+        events = [profile.event() for profile in history]
+        return self._enqueue(connection, [(event, encode(event, source=self.source)) for event in events])
 
     def _row(self, p: Profile) -> tuple[object, ...]:
         return (
-            p.id, p.user_name, p.nick_name, p.head_image, p.head_image_thumb, p.version, p.deleted, self._clock_ms()
+            p.id, p.user_name, p.nick_name, p.head_image, p.head_image_thumb, p.version, p.deleted, self.clock_ms()
         )  # fmt: skip
 
     def _meta(self, key: str) -> str:

@@ -37,6 +37,23 @@ CREATE TABLE counter (
 ) WITHOUT ROWID;
 INSERT INTO counter (name, n) VALUES ('published', 0);
 
+-- name: schema_2
+-- A loss takes what was sent last, so the order of sending must be known: it is neither that of `seq` (a refused row is
+-- sent after later ones) nor that of `sent_ms` (clocks are set back). Of the rows of version 1 it is the best guess.
+-- `round_trip` is the place that the newest round trip begins with.
+ALTER TABLE outbox ADD COLUMN place INTEGER;
+UPDATE outbox SET place = sent.place FROM (
+    SELECT seq, row_number() OVER (
+        ORDER BY sent_ms,
+            CAST(substr(entry_id, 1, instr(entry_id, '-') - 1) AS INTEGER),
+            CAST(substr(entry_id, instr(entry_id, '-') + 1) AS INTEGER)
+    ) AS place
+    FROM outbox WHERE sent_ms IS NOT NULL
+) AS sent WHERE outbox.seq = sent.seq;
+CREATE INDEX outbox_sent ON outbox (place) WHERE place IS NOT NULL;
+INSERT INTO counter (name, n) SELECT 'round_trip', coalesce(max(place), 0) FROM outbox;
+INSERT INTO counter (name, n) VALUES ('resent', 0);
+
 -- name: set_meta
 INSERT INTO meta (key, value) VALUES (?, ?);
 
@@ -53,30 +70,6 @@ SELECT id, user_name, nick_name, head_image, head_image_thumb, version, deleted 
 -- name: write_profile
 UPDATE im_user SET nick_name = ?, head_image = ?, head_image_thumb = ?, version = ?, deleted = ?, updated_ms = ?
 WHERE id = ?;
-
--- name: enqueue
-INSERT INTO outbox (event_id, user_id, version, body, created_ms) VALUES (?, ?, ?, ?, ?);
-
--- name: unsent
-SELECT seq, user_id, body FROM outbox WHERE sent_ms IS NULL AND seq > ? ORDER BY seq LIMIT ?;
-
--- name: mark_sent
-UPDATE outbox SET entry_id = ?, sent_ms = ? WHERE seq = ? AND sent_ms IS NULL;
-
--- name: count_published
-UPDATE counter SET n = n + ? WHERE name = 'published';
-
--- name: published
-SELECT n FROM counter WHERE name = 'published';
-
--- name: backlog
-SELECT count(*), min(created_ms) FROM outbox WHERE sent_ms IS NULL;
-
--- name: last_seq
-SELECT coalesce(max(seq), 0) FROM outbox;
-
--- name: latest_of_user
-SELECT version, entry_id FROM outbox WHERE user_id = ? ORDER BY version DESC LIMIT 1;
 
 -- name: scan
 SELECT id, nick_name, head_image, head_image_thumb, version, deleted FROM im_user

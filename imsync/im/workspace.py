@@ -9,6 +9,7 @@ from imsync.im.friend_store import FriendStore
 from imsync.im.group_store import GroupStore
 from imsync.im.profile_projection import ProfileProjection
 from imsync.im.user_store import UserStore
+from imsync.store.settling import SETTLED_HOURS
 
 PROJECTIONS: dict[str, type[ProfileProjection]] = {"group": GroupStore, "friend": FriendStore}
 """The services that follow the user service, by the name of their consumer group."""
@@ -24,6 +25,7 @@ class Workspace:
 
     data_dir: Path
     busy_timeout_ms: int = 5000
+    settled_hours: float = SETTLED_HOURS
 
     @property
     def files(self) -> list[Path]:
@@ -38,9 +40,18 @@ class Workspace:
         """The user service's store."""
         return UserStore(self.path_of("user"), busy_timeout_ms=self.busy_timeout_ms)
 
-    def projection(self, name: str) -> ProfileProjection:
-        """The store of the service that follows as `group` or `friend`."""
-        return PROJECTIONS[name](self.path_of(name), busy_timeout_ms=self.busy_timeout_ms)
+    def projection(self, name: str, *, create: bool = False) -> ProfileProjection:
+        """The store of the service that follows as `group` or `friend`.
+
+        Args:
+            create: make it when it is missing.
+        """
+        return PROJECTIONS[name](
+            self.path_of(name),
+            create=create,
+            busy_timeout_ms=self.busy_timeout_ms,
+            settled_hours=self.settled_hours,
+        )
 
     def projections(self) -> list[ProfileProjection]:
         """The stores of all services that follow."""

@@ -80,6 +80,40 @@ class RelaySettings(_Table):
         description="How often, in milliseconds, the relay looks for unsent rows: the most it adds to the "
         "delay of an edit while it is idle.",
     )
+    keep_sent_hours: float = Field(
+        default=168.0,
+        ge=1.0,
+        le=87_600.0,
+        description="How long, in hours, the outbox keeps what was sent: from it everything is sent again that a "
+        "restart or a failover of the server has lost. What some group has not acknowledged stays longer, and "
+        "nothing leaves before retention.min_hours.",
+    )
+
+
+class RetentionSettings(_Table):
+    """How much of the stream is kept."""
+
+    hours: float = Field(
+        default=168.0,
+        ge=0.01,
+        le=87_600.0,
+        description="How old, in hours, entries get before they leave the stream. What some group has not "
+        "acknowledged stays, however old it is; `imsync status` names the group then.",
+    )
+    entries: int = Field(
+        default=1_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="How many entries the stream holds before the oldest leave it, likewise only once every group "
+        "has acknowledged them. A million profile edits take about half a gigabyte of the server's memory.",
+    )
+    min_hours: float = Field(
+        default=24.0,
+        ge=0.0,
+        le=87_600.0,
+        description="How long, in hours, an entry stays in the stream whatever hours and entries say: that much can "
+        "be applied again after a mistake, and sent again after a failover.",
+    )
 
 
 class StoreSettings(_Table):
@@ -141,6 +175,7 @@ class Settings(_Table):
     )
     consumer: ConsumerSettings = Field(default_factory=ConsumerSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
 
     @field_validator("url")
@@ -199,7 +234,7 @@ def bounds(info: FieldInfo) -> str:
     """Return a number's limits in words (`1 to 10000`), or an empty string where there are none."""
     low = next((rule.ge for rule in info.metadata if hasattr(rule, "ge")), None)
     high = next((rule.le for rule in info.metadata if hasattr(rule, "le")), None)
-    return "" if low is None or high is None else f"{low:g} to {high:g}"
+    return "" if low is None or high is None else f"{low:.15g} to {high:.15g}"
 
 
 def reference() -> str:

@@ -28,6 +28,10 @@ CONFLICT = "conflict"
 """An event that nobody had seen before carried a version that is taken, with other content: the source of the
 versions was restored from a backup. Counted beside the outcomes, and an alarm."""
 
+COVERED = "covered"
+"""An event that was published and that this store never settled: the snapshot that the store was filled from covers
+it. Counted beside the outcomes."""
+
 MAX_SOURCES = 64
 """Sources beyond so many are counted together under the empty name: they come from the outside."""
 
@@ -94,6 +98,15 @@ class SettlementTable:
         connection.executemany(SQL["record"], [row[:3] for row in settled])
         self.count(connection, Counter((row.source, row.outcome) for row in settled))
 
+    def note_copies(self, connection: sqlite3.Connection, copies: Iterable[tuple[bytes, str]]) -> None:
+        """Notes further entries of events that are settled: the newest one is kept, so that an event is not forgotten
+        while a copy of it may still come.
+
+        Args:
+            copies: (key, entry id) pairs.
+        """
+        connection.executemany(SQL["move_entry"], [(entry_id, key) for key, entry_id in copies])
+
     def change(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
         """Changes the outcome of events that were dead and are not any more."""
         connection.executemany(SQL["change_outcome"], [(row.outcome, row.key) for row in settled])
@@ -105,6 +118,38 @@ class SettlementTable:
         """Adds to the tallies, by (source, outcome)."""
         for (source, outcome), n in numbers.items():
             connection.execute(SQL["count"], (self._countable(connection, source), outcome, n))
+
+    def cover(self, connection: sqlite3.Connection, events: Iterable[tuple[bytes, str]]) -> None:
+        """Records events that the snapshot covers, as far as they are not settled: no repeat of them takes effect.
+
+        Args:
+            events: (key, entry id) pairs.
+        """
+        connection.executemany(SQL["cover"], [(key, COVERED, entry_id) for key, entry_id in events])
+
+    def set_covered(self, connection: sqlite3.Connection, source: str, n: int) -> None:
+        """Sets how many events of a source the snapshot covers. What was lost is among them, and is lost no more."""
+        connection.execute(SQL["set_tally"], (source, COVERED, n))
+        connection.execute(SQL["clear_tally"], (LOST,))
+
+    def end_conflicts(self, connection: sqlite3.Connection) -> None:
+        """Forgets that events have contradicted what was applied: nothing does any more."""
+        connection.execute(SQL["clear_tally"], (CONFLICT,))
+
+    def lower_covered(self, connection: sqlite3.Connection, source: str, n: int) -> None:
+        """Takes events that were settled after all from those that the snapshot covers."""
+        connection.execute(SQL["lower"], (n, source, COVERED))
+
+    def look(self, after: bytes, before: bytes, limit: int) -> list[tuple[bytes, str, str]]:
+        """At most `limit` rows with keys between the two, in their order: (key, outcome, entry id)."""
+        return [
+            (key, outcome, entry_id)
+            for key, outcome, entry_id in self._database.query(SQL["look"], (after, before, limit))
+        ]
+
+    def forget(self, connection: sqlite3.Connection, rows: Sequence[tuple[bytes, str, str]]) -> int:
+        """Deletes rows that are still as they were read; how many."""
+        return connection.executemany(SQL["forget"], rows).rowcount
 
     def recognise(self, connection: sqlite3.Connection, source: str) -> None:
         """Keeps a tally of its own for this source, however many others there will be."""

@@ -25,11 +25,65 @@ CREATE TABLE staleness (
     PRIMARY KEY (hour, bucket)
 ) WITHOUT ROWID;
 
+-- name: schema_2
+-- What the store knows of itself: store_id, generation (how many settling transactions were committed), and the
+-- position (a stream entry id) up to which a snapshot of the source position_source covers what it never settled.
+-- While it is being filled from a snapshot, there is a row `unfinished` besides.
+CREATE TABLE IF NOT EXISTS meta (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- A random UUID (version 4).
+INSERT OR IGNORE INTO meta (key, value)
+SELECT 'store_id', substr(r, 1, 8) || '-' || substr(r, 9, 4) || '-4' || substr(r, 14, 3) || '-'
+       || substr('89ab', 1 + (random() & 3), 1) || substr(r, 18, 3) || '-' || substr(r, 21)
+FROM (SELECT lower(hex(randomblob(16))) AS r);
+
+-- A store that has settled anything is never taken for one that was not fed yet.
+INSERT INTO meta (key, value) SELECT 'generation', EXISTS (SELECT 1 FROM settled);
+INSERT INTO meta (key, value) VALUES ('position', '0-0'), ('position_source', '');
+
+-- name: meta
+SELECT key, value FROM meta;
+
+-- name: raise_generation
+UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation';
+
+-- name: begin_filling
+UPDATE meta SET value = ? WHERE key = 'store_id';
+
+-- name: unfinished
+INSERT OR REPLACE INTO meta (key, value) VALUES ('unfinished', 1);
+
+-- name: finished
+DELETE FROM meta WHERE key = 'unfinished';
+
+-- name: set_position
+UPDATE meta SET value = CASE key WHEN 'position' THEN ? ELSE ? END WHERE key IN ('position', 'position_source');
+
 -- name: record
 INSERT INTO settled (event_key, outcome, entry_id) VALUES (?, ?, ?);
 
+-- name: cover
+INSERT OR IGNORE INTO settled (event_key, outcome, entry_id) VALUES (?, ?, ?);
+
 -- name: change_outcome
 UPDATE settled SET outcome = ? WHERE event_key = ?;
+
+-- name: move_entry
+-- To the newest copy of the event. Entry ids are compared as the numbers that they are made of.
+UPDATE settled SET entry_id = ?1 WHERE event_key = ?2
+AND (CAST(substr(entry_id, 1, instr(entry_id, '-') - 1) AS INTEGER),
+     CAST(substr(entry_id, instr(entry_id, '-') + 1) AS INTEGER))
+  < (CAST(substr(?1, 1, instr(?1, '-') - 1) AS INTEGER), CAST(substr(?1, instr(?1, '-') + 1) AS INTEGER));
+
+-- name: look
+SELECT event_key, outcome, entry_id FROM settled WHERE event_key > ? AND event_key < ? ORDER BY event_key LIMIT ?;
+
+-- name: forget
+-- A copy of the event may have come meanwhile.
+DELETE FROM settled WHERE event_key = ? AND outcome = ? AND entry_id = ?;
 
 -- name: settled_since
 SELECT event_key, outcome FROM settled WHERE event_key >= ? LIMIT ?;
@@ -43,6 +97,16 @@ SELECT entry_id FROM settled WHERE entry_id IN
 -- name: count
 INSERT INTO tally (source, outcome, n) VALUES (?, ?, ?)
 ON CONFLICT (source, outcome) DO UPDATE SET n = n + excluded.n;
+
+-- name: lower
+UPDATE tally SET n = max(0, n - ?) WHERE source = ? AND outcome = ? AND n > 0;
+
+-- name: set_tally
+INSERT INTO tally (source, outcome, n) VALUES (?, ?, ?)
+ON CONFLICT (source, outcome) DO UPDATE SET n = excluded.n;
+
+-- name: clear_tally
+UPDATE tally SET n = 0 WHERE outcome = ?;
 
 -- name: sources
 SELECT count(DISTINCT source) FROM tally;

@@ -17,7 +17,7 @@ from imsync.im.demo_data import generate
 from imsync.im.setup import make_stores, refuse_existing
 from imsync.im.workspace import Workspace
 from tests.acceptance.driver import CHECKOUT, Imsync
-from tests.servers import eventually
+from tests.servers import Server, eventually
 
 STORES = ["friend.db", "group.db", "user.db"]
 
@@ -140,3 +140,35 @@ def test_a_user_store_that_is_not_whole_is_not_called_user_db(tmp_path: Path) ->
             refuse_existing(Workspace(tmp_path))
     expected = ["group.db", "friend.db", "user.db.new", "user.db.new-wal", "user.db.new-shm"]
     assert caught.value.hint.rpartition(": ")[2].split(", ") == expected
+
+
+def test_a_lost_user_store_is_not_taken_for_an_init_that_was_cut_short(bare: Imsync) -> None:
+    """What is left is real: nobody may be told to remove it."""
+    bare.ok("init", "--users", 50, "--groups", 5)
+    for path in bare.data.glob("user.db*"):
+        path.unlink()
+    for command in (["init"], ["status"], ["relay", "--until-empty"], ["verify"]):
+        error = bare.json(*command, code=2 if command == ["init"] else 5)["error"]
+        assert "restore it from a backup" in error["hint"], error
+        assert "imsync init" not in error["hint"]
+    for path in bare.data.glob("group.db*"):
+        path.unlink()
+    error = bare.json("consume", "group", "--until-empty", code=5)["error"]
+    assert "restore it from a backup" in error["hint"]
+    assert "imsync rebuild group" in error["hint"]
+
+
+def test_a_prefix_whose_groups_feed_another_folder_is_refused(bare: Imsync, server: Server, tmp_path: Path) -> None:
+    first = ["--url", server.url, "--data-dir", str(tmp_path / "first")]
+    second = ["--url", server.url, "--data-dir", str(tmp_path / "second")]
+    bare.ok("init", "--users", 50, "--groups", 5, *first)
+    bare.ok("publish", "user-update", "--count", 5, *first)
+    bare.ok("consume", "group", "--until-empty", *first)
+    with server.client() as client:
+        client.xtrim("imsync:{user-update}:stream", maxlen=0, approximate=False)
+    error = bare.json("init", *second, code=2)["error"]
+    assert "feeds the store of another data folder" in error["message"]
+    assert "IMSYNC_PREFIX" in error["hint"]
+    assert not (tmp_path / "second").exists()
+    bare.ok("group", "drop", "group", "--yes", *second)
+    bare.ok("init", "--users", 50, "--groups", 5, *second)

@@ -259,6 +259,7 @@ def test_an_idle_relay_and_an_idle_consumer_end_with_a_summary(calm: Imsync, num
     counts = calm.json("publish", "user-update", "--count", 20)
     assert (counts["accepted"], counts["outbox"]) == (20, 0)  # published by whichever of the two relays
     eventually(lambda: settled(calm, "friend").total() == 20)
+    eventually(lambda: all(catches_sigterm(each) for each in (relay, consumer)))  # the relay may be slow to begin
     began = time.monotonic()
     summary = calm.end(relay, number).expect(0).json()
     assert summary["outbox"] == 0
@@ -290,7 +291,8 @@ def test_a_second_signal_ends_a_relay_at_once_and_does_no_harm(calm: Imsync) -> 
         process = calm.start("relay")
         eventually(lambda: client.xlen(calm.stream) == 100)
         end_at_once(calm, process)
-    assert calm.json("relay", "--until-empty") | {"seconds": 0} == {"published": 100, "outbox": 0, "seconds": 0}
+    again = calm.json("relay", "--until-empty")
+    assert again | {"seconds": 0} == {"published": 100, "resent": 0, "outbox": 0, "seconds": 0}
     assert finish(calm)["duplicates"] == 100
 
 
@@ -317,9 +319,19 @@ def test_the_deadline_for_stopping_is_kept_and_told(quick: Imsync) -> None:
 
 def signals_waiting(process: Process) -> int:
     """The signals that the process was sent and has not taken yet, as a bit mask."""
+    return signal_mask(process, "SigPnd") | signal_mask(process, "ShdPnd")
+
+
+def catches_sigterm(process: Process) -> bool:
+    """Whether the process has a handler for SIGTERM, which it sets up after the one for SIGINT."""
+    return bool(signal_mask(process, "SigCgt") >> (signal.SIGTERM - 1) & 1)
+
+
+def signal_mask(process: Process, name: str) -> int:
+    """What the kernel says of a process's signals: a bit for each, from 1 on. proc_pid_status(5)"""
     with open(f"/proc/{process.pid}/status") as status:
         lines = dict(line.split(":", 1) for line in status)
-    return int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
+    return int(lines[name], 16)
 
 
 def test_a_replay_that_selects_nothing_tells_what_it_leaves_alone(im: Imsync) -> None:

@@ -8,18 +8,23 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 import imsync
+from imsync.bus import Bus, ConsumerOptions, Outcome, Received, RetryPolicy
 from imsync.embedded import EmbeddedServer
+from imsync.im.events import DESTINATION, User2GroupEvent
 from tests.acceptance.driver import CLI, Imsync, hidden_characters
 
 HELP_CPU_SECONDS = 0.4
 """The goal is 0.25 on a machine that does nothing else; what fails this is no noise."""
 
 BOLD = "[bold red]x[/]"
+LETTER = ("reason", "message", "where", "consumer", "deliveries", "source_id", "published_at", "dead_at", "raw.event")
 # ESC and OSC 52 (which writes the clipboard), a C1 control, bidi overrides, line ends, rich's markup and links
 HOSTILE = f"\x1b[2J\x1b]52;c;QUFB\x07 \x9b31m \u202e\u2066 \r\nimsync: fine\u2028{BOLD} [link=f:///]y[/link] \x00"
 
@@ -64,6 +69,7 @@ STATUS = {
 
 def test_the_promised_keys(on_server: Imsync) -> None:
     im = on_server
+    im.ok("consume", "group", "--until-empty")  # so that the store is its group's before somebody else reads
     assert_has(im.json("publish", "user-update", "--count", 20, "--invalid", 0.1), PUBLISH)
     assert_has(im.run("status", "--json").json(), STATUS)  # with a lag
     assert_has(im.json("consume", "friend", "--until-empty"), CONSUME)
@@ -76,6 +82,29 @@ def test_the_promised_keys(on_server: Imsync) -> None:
     letter = im.run("dead", "list", "--json").rows()[0]
     assert_has(letter, dict.fromkeys(("reason", "group", "consumer", "source_id"), str) | {"deliveries": int})
     assert letter["raw"].keys() == {"event"}
+
+
+class Failing:
+    """A handler with a defect."""
+
+    def apply(self, batch: Sequence[Received[User2GroupEvent]]) -> list[Outcome]:
+        raise ValueError("no such colour")
+
+
+def test_a_dead_letter_tells_where_its_handler_failed(on_server: Imsync) -> None:
+    im = on_server
+    im.ok("publish", "user-update", "--count", 1)
+    options = ConsumerOptions(until_empty=True, retry=RetryPolicy(max_attempts=1))
+    with Bus.from_url(im.url) as bus:
+        bus.consumer(DESTINATION, group="group", events=[User2GroupEvent], handler=Failing(), options=options).run()
+    (letter,) = im.run("dead", "list", "--json").expect(0).rows()
+    assert letter["reason"] == "max_attempts"
+    assert letter["message"].endswith("ValueError: no such colour")
+    assert re.match(r"test_output\.py:\d+ apply < ", letter["where"])
+    published, dead = (datetime.fromisoformat(letter[key]) for key in ("published_at", "dead_at"))
+    assert round(published.timestamp() * 1000) == int(letter["source_id"].split("-")[0])
+    assert published <= dead
+    assert re.search(r"ValueError: no such colour \(at test_output\.py:\d+ apply < ", im.ok("dead", "list").out)
 
 
 # ── hostile contents ─────────────────────────────────────────────────────────────────────────────────
@@ -92,7 +121,7 @@ def plant(im: Imsync) -> None:
         client.xreadgroup("group", HOSTILE.encode() + b"\xff", {im.stream: ">"}, count=1)
         client.xreadgroup("friend", HOSTILE, {im.stream: ">"}, count=2)
         for fields in (
-            dict.fromkeys(("reason", "message", "consumer", "deliveries", "source_id", "raw.event"), HOSTILE),
+            dict.fromkeys(LETTER, HOSTILE),
             {b"reason": b"\xff\x1b[2J", b"raw.\xff\x1b": b"\xfe"},
             {b"\xff": b"\xfe"},
         ):
@@ -221,8 +250,10 @@ def test_help_is_quick_and_imports_no_client(bare: Imsync, record_property: Any)
     print(f"imsync --help: {min(taken):.3f} s of CPU")
     assert min(taken) < HELP_CPU_SECONDS
 
+    # coverage.py would import modules of its own
+    environ = {name: value for name, value in bare.environ.items() if not name.startswith("COVERAGE_")}
     traced = subprocess.run(
-        [sys.executable, "-X", "importtime", *CLI[1:], "--help"], capture_output=True, text=True, env=bare.environ
+        [sys.executable, "-X", "importtime", *CLI[1:], "--help"], capture_output=True, text=True, env=environ
     )
     modules = {line.rpartition("|")[2].strip() for line in traced.stderr.splitlines()}
     assert "typer" in modules
@@ -253,7 +284,7 @@ def installed(bare: Imsync) -> Imsync:
 @pytest.mark.parametrize(
     ("words", "choices"),
     [
-        ("imsync con", "config consume"),
+        ("imsync con", "config consume consumer"),
         ("imsync consume ", "friend group"),
         ("imsync publish user-update --nick", "--nick-name"),
     ],

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from imsync.embedded import EmbeddedServer
-from tests.acceptance.driver import CLI, Done, Imsync
+from tests.acceptance.driver import CLI, Done, Imsync, event_ids
 from tests.servers import StartServer, eventually
 
 Process = subprocess.Popen[str]
@@ -114,7 +114,8 @@ def test_a_simulation_publishes_again_when_redis_is_back(stores: Imsync, start_s
     process = im.start("publish", "user-update", "--count", 1_000_000, "--rate", 200)
     assert "kept in the outbox" in told(process)
     server.start()
-    eventually(lambda: sent(im))
+    at_first = eventually(lambda: sent(im))
+    eventually(lambda: sent(im) > at_first)  # so the delivery of the first ones has ended
     server.kill()
     assert "kept in the outbox" in told(process)  # another outage, told again
     server.start()
@@ -132,6 +133,82 @@ def test_without_redis_a_short_simulation_is_quick(stores: Imsync) -> None:
     assert time.monotonic() - began < 5
     assert (done.json()["accepted"], done.json()["outbox"]) == (50, 50)
     assert len(done.err.splitlines()) == 1
+
+
+# ── what the server loses ────────────────────────────────────────────────────────────────────────────
+
+
+def standing(im: Imsync) -> list[str]:
+    """The ids of the events in the stream."""
+    with im.client() as client:
+        return event_ids(fields[b"event"] for _, fields in client.xrange(im.stream))
+
+
+def written(im: Imsync) -> list[str]:
+    """The ids of the events in the outbox."""
+    return event_ids(body for (body,) in im.query("user", "SELECT body FROM outbox ORDER BY seq"))
+
+
+def test_one_edit_brings_back_what_the_server_has_lost(im: Imsync) -> None:
+    im.json("publish", "user-update", "--count", 50)
+    with im.client() as client:
+        client.flushall()
+    done = im.run("publish", "user-update", "--user", im.users()[0], "--nick-name", "甲", "--json").expect(0)
+    (line,) = done.err.splitlines()
+    assert line.startswith("imsync: error: ")
+    assert "has lost events: the last 50 are sent again" in line
+    assert (done.json()["accepted"], done.json()["published"], done.json()["outbox"]) == (1, 51, 0)
+    assert standing(im) == written(im)
+    assert im.json("relay", "--until-empty")["resent"] == 0
+
+
+def test_the_relay_says_what_was_lost(im: Imsync) -> None:
+    im.json("publish", "user-update", "--count", 1200)
+    with im.client() as client:
+        client.delete(im.stream)
+    done = im.run("relay", "--until-empty", "--json").expect(0)
+    assert "the last 1200 are sent again" in done.err
+    counts = done.json()
+    assert (counts["published"], counts["resent"], counts["outbox"]) == (1200, 1200, 0)
+    assert standing(im) == written(im)
+    with im.client() as client:
+        client.delete(im.stream)
+    done = im.ok("relay", "--until-empty")
+    assert done.out == "1,200 published, 0 wait, 1,200 had been lost and were due again\n"
+    assert im.ok("relay", "--until-empty").out == "0 published, 0 wait\n"
+
+
+def test_a_running_relay_sends_again_what_a_restart_lost(stores: Imsync, start_server: StartServer) -> None:
+    """While nobody edits anything."""
+    im, server = stores, start_server()
+    im.set(URL=server.url)
+    relay = im.start("relay")
+    im.json("publish", "user-update", "--count", 300)
+    eventually(lambda: sent(im) == 300)
+    server.kill()
+    server.start()
+    eventually(lambda: len(standing(im)) == 300)
+    done = im.end(relay, signal.SIGTERM).expect(0)
+    assert (done.json()["resent"], done.json()["outbox"]) == (300, 0)
+    assert "the last 300 are sent again" in done.err
+    assert standing(im) == written(im)
+
+
+def test_sent_rows_are_kept_for_as_long_as_is_set(im: Imsync) -> None:
+    im.json("publish", "user-update", "--count", 30)
+    for group in ("group", "friend"):
+        im.json("consume", group, "--until-empty")
+    with im.locked("user") as connection:
+        connection.execute("UPDATE outbox SET sent_ms = sent_ms - 100 * 3600000 WHERE seq <= 20")
+        connection.commit()
+    im.json("relay", "--until-empty")
+    assert len(written(im)) == 30
+    im.json("relay", "--until-empty", IMSYNC_RELAY_KEEP_SENT_HOURS="99")
+    assert len(written(im)) == 10
+    verdict = im.json("verify")
+    assert (verdict["drift"], verdict["in_flight"]) == (0, 0)
+    for group in im.json("status")["groups"]:
+        assert (group["accounting"]["published"], group["accounting"]["unexplained"]) == (30, 0)
 
 
 # ── edits from standard input ────────────────────────────────────────────────────────────────────────

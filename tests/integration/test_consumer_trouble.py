@@ -150,9 +150,10 @@ def test_a_server_killed_in_the_middle_loses_nothing(any_kind: str, start_server
         assert handler.numbers == list(range(1, 102))
         assert {type(error) for error in troubles} == {RedisUnreachable}
         assert (counts.troubles, counts.dead, counts.lost) == (3, 0, 0)
-        assert (counts.applied, counts.duplicates) == (101, 20), "the batch at hand came again"
+        assert handler.repeats == 20, "the batch at hand came again"
+        assert (counts.applied, counts.duplicates) == (101, 0), "and is counted once"
         assert counts.events == settled(counts)
-        assert rig.stream.consumers(GROUP) == []
+        assert sum(consumer.pending for consumer in rig.stream.consumers(GROUP)) == 0
 
 
 def test_a_waiting_consumer_survives_its_server(start_server: StartServer) -> None:
@@ -176,7 +177,7 @@ LOST = {
     "delivered, and nobody knows": b"XREADGROUP*>",
     "its own entries, before anything else": b"XREADGROUP*0",
     "acknowledged, and nobody knows": b"XACK",
-    "buried, and nobody knows": b"EXEC",
+    "buried, and nobody knows": b"XADD*EXEC",
     "a look at what others hold": b"XPENDING",
 }
 

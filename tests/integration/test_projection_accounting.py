@@ -79,13 +79,47 @@ def test_repeats_are_duplicates_and_change_nothing(kind: Kind, store: Store) -> 
     assert tallied(store) == {"applied": 2, "superseded": 1, "duplicate": 9}
 
 
-def test_the_first_delivery_is_the_one_that_is_noted(kind: Kind, store: Store) -> None:
+def noted(store: Store) -> list[tuple[bytes, str, str]]:
+    return sql(store.path, "SELECT event_key, outcome, entry_id FROM settled ORDER BY event_key")
+
+
+def test_the_newest_copy_of_an_event_is_the_one_that_is_noted(kind: Kind, store: Store) -> None:
+    """As Redis orders entry ids, not as text does."""
     event = update(1, 1)
-    store.apply([kind.received(event, "5-0"), kind.received(event, "6-0")])
-    store.apply([kind.received(event, "7-0")])
-    assert sql(store.path, "SELECT event_key, outcome, entry_id FROM settled") == [
-        (event.event_id.bytes, "applied", "5-0")
-    ]
+    for entry_ids, newest in [
+        (["5-9"], "5-9"),
+        (["5-2"], "5-9"),
+        (["5-10", "5-1"], "5-10"),
+        (["9-0"], "9-0"),
+        (["10-0", "10-3", "10-1"], "10-3"),
+        (["9-99999"], "10-3"),
+        (["10-18446744073709551615"], "10-18446744073709551615"),
+        (["10-20"], "10-18446744073709551615"),
+        (["1767225600000-0"], "1767225600000-0"),
+    ]:
+        store.apply([kind.received(event, entry_id) for entry_id in entry_ids])
+        assert noted(store) == [(event.event_id.bytes, "applied", newest)]
+
+
+def test_copies_within_the_first_batch_are_noted_too(kind: Kind, store: Store) -> None:
+    events = [update(1, 1), update(2, 1)]
+    batch = [(events[0], "5-0"), (events[1], "6-0"), (events[0], "7-0")]
+    store.apply([kind.received(event, entry_id) for event, entry_id in batch])
+    assert {key: entry_id for key, _, entry_id in noted(store)} == {
+        events[0].event_id.bytes: "7-0",
+        events[1].event_id.bytes: "6-0",
+    }
+
+
+def test_the_copies_of_a_dead_event_are_noted_and_of_one_that_is_applied_after_all(kind: Kind, store: Store) -> None:
+    event = update(1, 1)
+    for entry_id, newest in (("9-0", "9-0"), ("10-0", "10-0"), ("8-0", "10-0")):
+        store.record_dead([Rejected(kind.received(event).event, entry_id, DeadLetter("x", "x"))])
+        assert noted(store) == [(event.event_id.bytes, "dead", newest)]
+    store.apply([kind.received(event, "11-0")])
+    assert noted(store) == [(event.event_id.bytes, "applied", "11-0")]
+    store.record_dead([Rejected(kind.received(event).event, "12-0", DeadLetter("x", "x"))])
+    assert noted(store) == [(event.event_id.bytes, "applied", "12-0")]  # it is not dead, but the copy is there
 
 
 @pytest.fixture

@@ -208,6 +208,7 @@ class Refusing(Stream):
     """Refuses, in every round trip, the events of the given versions; the others it passes on."""
 
     def __init__(self, stream: Stream, versions: set[tuple[int, int]]) -> None:
+        super().__init__(stream._client, stream.key, stream.where)
         self.stream = stream
         self.versions = versions
         self.round_trips: list[list[tuple[int, int]]] = []
@@ -368,6 +369,76 @@ def test_another_relay_that_gets_on_is_waited_for(
         assert other.deliver(last_seq, patience_seconds=0.1) == 0
     assert store.backlog().unsent == 0
     assert waits == ["waits"]
+
+
+def test_what_could_not_be_noted_is_noted_later_and_not_sent_again(
+    store: UserStore, server: Server, rigged: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full for an hour must not fill the stream with repeats."""
+    rig, refusals = rigged(server.url, batch=10), iter(range(5))
+    mark_sent = store.mark_sent
+
+    def refuse(sent: Sequence[tuple[int, str]]) -> int:
+        if next(refusals, None) is not None:
+            raise StoreUnusable("the disk is full")
+        return mark_sent(sent)
+
+    monkeypatch.setattr(store, "mark_sent", refuse)
+    store.edit_many(edits(25))
+    for _ in range(5):
+        with pytest.raises(StoreUnusable):
+            rig.relay.drain()
+    assert (rig.stream.length(), store.published()) == (10, 0)
+    assert rig.relay.drain() == 25
+    assert (rig.stream.length(), store.published(), rig.relay.published) == (25, 25, 25)
+    assert entry_ids(store) == [entry.id for entry in rig.stream.range()]
+
+
+def test_alone_no_relay_publishes(store: UserStore, server: Server, rigged: Callable[..., Rig]) -> None:
+    rig, waits, delivered = rigged(server.url), threading.Event(), list[int]()
+    other = Relay(store, Publisher(rig.stream, store.source), on_waiting=waits.set)
+    last_seq = store.edit_many(edits(4)).last_seq
+    waiter = threading.Thread(target=lambda: delivered.append(other.deliver(last_seq, patience_seconds=0.0)))
+    with rig.relay.alone():
+        waiter.start()
+        assert waits.wait(10)
+        third = Relay(store, Publisher(rig.stream, store.source))
+        with pytest.raises(ImsyncError, match="another rebuild") as raised, third.alone(patience_seconds=0.0):
+            pytest.fail("it is not alone")
+        assert raised.value.hint
+        assert store.published() == 0
+        assert rig.relay.drain() == 4
+    waiter.join(10)
+    assert delivered == [0], "it waited, however long that took, and found nothing left"
+    with pytest.raises(StoreUnusable), other.alone():
+        raise StoreUnusable("what went wrong in the block")
+    with rig.relay.alone(patience_seconds=0.0):
+        pass
+
+
+def test_a_relay_at_work_gives_way_and_goes_on(store: UserStore, server: Server, rigged: Callable[..., Rig]) -> None:
+    """Although more is edited than it can publish, so that its outbox is never empty."""
+    rig, stop = rigged(server.url), threading.Event()
+
+    def work() -> None:
+        with closing(UserStore(store.path)) as own:
+            relay = Relay(own, Publisher(rig.stream, own.source), batch=1)
+            relay.run(stop, poll_seconds=0.01, on_trouble=lambda error, delay: None)
+
+    store.edit_many(edits(2000))
+    worker = threading.Thread(target=work)
+    worker.start()
+    eventually(lambda: store.published() > 10)
+    with rig.relay.alone():
+        published = store.published()
+        assert published < 2000
+        assert rig.relay.drain() == 2000 - published
+        store.edit_many(edits(10))
+        assert store.published() == 2000
+    eventually(lambda: store.published() == 2010)
+    stop.set()
+    worker.join(10)
+    assert rig.stream.length() == 2010, "nothing was sent twice"
 
 
 # ── being told to stop ───────────────────────────────────────────────────────────────────────────────

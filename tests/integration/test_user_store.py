@@ -11,6 +11,7 @@ import pytest
 
 from imsync.errors import StoreUnusable, UsageError
 from imsync.im.events import UserDeleted, UserUpdated
+from imsync.im.outbox import ALL_PLACES
 from imsync.im.user_store import OutboxBacklog, Profile, ProfileEdit, UserStore
 from tests.stores import GONE, MIA, NOAH, PEOPLE, nick, outbox_events, sql
 
@@ -236,6 +237,51 @@ def test_the_outbox_from_waiting_to_sent(path: Path) -> None:
     now[0] = 0  # a clock that was set back
     assert store.backlog() == OutboxBacklog(1, 0.0)
     store.close()
+
+
+def test_sent_rows_have_their_place_in_the_order_of_sending(store: UserStore, path: Path) -> None:
+    assert (store.newest_sent(), store.sent_below(ALL_PLACES, 9), store.oldest_sent_ms()) == ([], [], None)
+    store.edit_many([nick(1, f"{n}") for n in range(9)])
+    assert store.mark_sent([]) == 0
+    for round_trip in ([(1, "5-0"), (2, "5-1"), (4, "5-2")], [(3, "6-0")], [(7, "7-0"), (5, "7-1"), (6, "7-2")]):
+        assert store.mark_sent(round_trip) == len(round_trip)
+    assert store.mark_sent([(1, "8-0")]) == 0  # a round trip that was noted before is none
+    sent = store.sent_below(ALL_PLACES, 9)
+    assert [row.entry_id for row in sent] == ["7-2", "7-1", "7-0", "6-0", "5-2", "5-1", "5-0"]
+    bodies = dict(sql(path, "SELECT entry_id, body FROM outbox"))
+    assert [row.body for row in sent] == [bodies[row.entry_id] for row in sent]
+    assert store.sent_below(sent[1].place, 2) == sent[2:4]
+    assert store.newest_sent() == [sent[0], sent[2], sent[3]]  # the last and the first of the trip, and what was before
+
+
+def test_rows_that_are_taken_back_wait_again_and_get_new_places(store: UserStore) -> None:
+    store.edit_many([nick(1, f"{n}") for n in range(6)])
+    store.mark_sent([(seq, f"5-{seq}") for seq in range(1, 5)])
+    store.mark_sent([(5, "6-0")])
+    places = [row.place for row in store.sent_below(ALL_PLACES, 9)]
+    assert store.take_back(places[3], places[0]) == 3
+    assert [row.seq for row in store.unsent(9)] == [2, 3, 4, 6]
+    assert [row.entry_id for row in store.newest_sent()] == ["6-0", "5-1"]
+    assert (store.published(), store.resent(), store.backlog().unsent) == (2, 3, 4)
+    assert store.take_back(places[3], places[0]) == 0
+    assert store.mark_sent([(2, "7-0"), (3, "7-1")]) == 2
+    assert [row.entry_id for row in store.newest_sent()] == ["7-1", "7-0", "6-0"]
+    assert store.take_back(1, ALL_PLACES) == 4
+    assert (store.newest_sent(), store.published(), store.resent()) == ([], 0, 7)
+    store.mark_sent([(1, "9-0")])
+    assert [row.entry_id for row in store.newest_sent()] == ["9-0"]
+
+
+@pytest.mark.parametrize("statement", ["UPDATE ON outbox", "UPDATE ON counter WHEN new.name = 'resent'"])
+def test_rows_are_taken_back_and_counted_in_one_transaction(store: UserStore, path: Path, statement: str) -> None:
+    store.edit_many([nick(1, f"{n}") for n in range(4)])
+    store.mark_sent([(seq, f"5-{seq}") for seq in range(1, 5)])
+    before = contents(path)
+    sql(path, f"CREATE TRIGGER sabotage BEFORE {statement} BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(sqlite3.IntegrityError, match="no"):
+        store.take_back(2, ALL_PLACES)
+    assert contents(path) == before
+    assert (store.published(), store.resent()) == (4, 0)
 
 
 def test_states_are_read_in_pages(store: UserStore) -> None:

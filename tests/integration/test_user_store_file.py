@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import stat
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from imsync.errors import StoreUnusable
 from imsync.im.events import UserUpdated
 from imsync.im.friend_store import FriendStore
 from imsync.im.group_store import GroupStore
-from imsync.im.user_store import Profile, ProfileEdit, UserStore
+from imsync.im.outbox import ALL_PLACES
+from imsync.im.user_store import SCHEMA, SQL, Profile, ProfileEdit, UserStore
 from tests.servers import Spawn
 from tests.stores import MIA, NOAH, PEOPLE, hear, nick, outbox_events, sql, tell
 
@@ -271,6 +273,80 @@ def test_an_emptied_store_is_not_taken_for_a_fresh_one(store: UserStore, path: P
     store.close()
     path.write_bytes(b"")
     assert "empty" in refusal(path).message
+
+
+def version_1(path: Path) -> None:
+    """A store as the first version of imsync left it, with events that were sent and events that wait."""
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            SQL["schema"]
+            + f"""
+            PRAGMA application_id = {SCHEMA.magic};
+            PRAGMA user_version = 1;
+            PRAGMA journal_mode = WAL;
+            INSERT INTO meta VALUES ('store_id', 'the-first'), ('origin', 'demo');
+            INSERT INTO im_user VALUES (1, 'mia', 'Mia', 'mia.png', 'mia_t.png', 7, 0, 5);
+            UPDATE counter SET n = 4;
+            """
+        )
+        rows = [  # the second was refused at first, and the last round trip has ten more
+            (1, 2, "90-1", 100),
+            (2, 3, "100-0", 110),
+            (3, 4, "90-2", 100),
+            *((seq, seq + 1, f"120-{seq - 4}", 120) for seq in range(4, 16)),
+            (16, 17, None, None),
+        ]
+        for seq, version, entry_id, sent_ms in rows:
+            connection.execute(
+                "INSERT INTO outbox VALUES (?, ?, 1, ?, ?, 3, ?, ?)",
+                (seq, b"%016d" % seq, version, b"body %d" % seq, entry_id, sent_ms),
+            )
+        connection.commit()
+
+
+def test_a_store_of_version_1_is_migrated_with_all_that_is_in_it(path: Path) -> None:
+    version_1(path)
+    columns = "seq, event_id, user_id, version, body, created_ms, entry_id, sent_ms"
+    before = sql(path, f"SELECT {columns} FROM outbox ORDER BY seq") + sql(path, "SELECT * FROM im_user")
+    with closing(UserStore(path)) as store:
+        assert sql(path, "PRAGMA user_version") == [(2,)]
+        assert sql(path, f"SELECT {columns} FROM outbox ORDER BY seq") + sql(path, "SELECT * FROM im_user") == before
+        assert (store.source, store.is_demo) == ("urn:imsync:user-store:the-first", True)
+        assert (store.published(), store.resent(), store.backlog().unsent) == (4, 0, 1)
+        in_order = ["90-1", "90-2", "100-0", *(f"120-{n}" for n in range(12))]
+        assert [row.entry_id for row in reversed(store.sent_below(ALL_PLACES, 99))] == in_order
+        assert [row.entry_id for row in store.newest_sent()] == ["120-11", "120-10"]
+        assert [row.seq for row in store.unsent(9)] == [16]
+        assert store.mark_sent([(16, "130-0")]) == 1
+        assert [row.entry_id for row in store.newest_sent()] == ["130-0", "120-11"]
+        assert store.take_back(3, ALL_PLACES) == 14
+        assert store.edit(nick(1, "Amy"))
+    with closing(UserStore(path)) as again:
+        assert again.backlog().unsent == 15
+
+
+def test_processes_that_migrate_one_store_at_once_do_it_once(path: Path, spawn: Spawn) -> None:
+    version_1(path)
+    makers = [spawn("-c", MAKER.replace(", create=True", ""), path) for _ in range(3)]
+    assert {hear(maker) for maker in makers} == {"ready"}
+    for maker in makers:
+        tell(maker)
+    assert {hear(maker) for maker in makers} == {"urn:imsync:user-store:the-first"}
+    assert [maker.wait(10) for maker in makers] == [0, 0, 0]
+    assert sql(path, "SELECT count(*), count(DISTINCT place) FROM outbox WHERE place IS NOT NULL") == [(15, 15)]
+
+
+def test_a_migration_that_fails_leaves_version_1(path: Path) -> None:
+    version_1(path)
+    sql(path, "INSERT INTO counter VALUES ('resent', 0)")  # in the way of its last statement
+    with pytest.raises((StoreUnusable, sqlite3.IntegrityError)):
+        UserStore(path)
+    assert sql(path, "PRAGMA user_version") == [(1,)]
+    assert "place" not in {column[1] for column in sql(path, "PRAGMA table_info(outbox)")}
+    sql(path, "DELETE FROM counter WHERE name = 'resent'")
+    UserStore(path).close()
+    assert sql(path, "PRAGMA user_version") == [(2,)]
 
 
 def test_a_newer_schema_is_refused(store: UserStore, path: Path) -> None:

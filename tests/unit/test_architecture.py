@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -177,8 +178,10 @@ def test_loading_the_command_line_loads_nothing_heavy() -> None:
 
 def run(code: str) -> str:
     """What a program prints in a process of its own."""
+    # coverage.py would import modules of its own
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True, timeout=60
     )
     return process.stdout.strip()
 

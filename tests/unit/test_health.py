@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.inspection import GroupView
-from imsync.im.health import Accounting, account, judge_group, judge_outbox
+from imsync.bus.inspection import GroupView, RetentionView
+from imsync.bus.retention import Retention
+from imsync.errors import StoreMismatch
+from imsync.im.health import Accounting, Problem, account, judge_group, judge_outbox, judge_retention
 from imsync.im.user_store import OutboxBacklog
 
 OURS = "urn:ours"
@@ -21,23 +23,24 @@ def closed() -> Accounting:
     return account(OURS, 0, 0, {}, 0, 0)
 
 
-@given(COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS)
+@given(COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS)
 def test_at_rest_the_accounts_close_whatever_else_was_settled(
-    applied: int, superseded: int, dead: int, lost: int, repeats: int, foreign: int, conflicts: int
+    applied: int, superseded: int, dead: int, lost: int, covered: int, repeats: int, foreign: int, conflicts: int
 ) -> None:
     tallies = {
         (OURS, "applied"): applied,
         (OURS, "superseded"): superseded,
         (OURS, "dead"): dead,
+        (OURS, "covered"): covered,
         (OURS, "duplicate"): repeats,
         (OURS, "conflict"): conflicts,
         ("", "lost"): lost,
         ("urn:theirs", "applied"): foreign,
         ("", "dead"): foreign,
     }
-    published = applied + superseded + dead + lost
+    published = applied + superseded + dead + lost + covered
     accounts = account(OURS, published, published, tallies, 0, 0)
-    assert accounts.unexplained == 0
+    assert (accounts.unexplained, accounts.covered) == (0, covered)
     assert (accounts.foreign, accounts.duplicates, accounts.conflicts) == (2 * foreign, repeats, conflicts)
 
 
@@ -50,6 +53,21 @@ def test_what_is_nowhere_is_unexplained(done: int, missing: int) -> None:
     assert account(OURS, done + missing, done + missing, tallies, 0, None).unexplained == 0, "lag unknown"
 
 
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_what_was_lost_and_published_again_is_lost_no_more(applied: int, missing: int, lost: int, pending: int) -> None:
+    tallies = {(OURS, "applied"): applied, ("", "lost"): lost}
+    accounts = account(OURS, applied + missing, applied + missing, tallies, pending, 0)
+    assert accounts.lost == min(lost, missing)
+    assert accounts.unexplained == max(0, missing - lost - pending)
+
+
+@given(COUNTS, st.integers(min_value=1, max_value=50))
+def test_a_snapshot_covers_no_more_than_was_published(published: int, too_many: int) -> None:
+    tallies = {(OURS, "covered"): published + too_many}
+    assert account(OURS, published, published, tallies, 0, 0).unexplained == -too_many
+    assert account(OURS, published, published, {("urn:theirs", "covered"): 9}, 0, 0).unexplained == published
+
+
 @given(COUNTS, st.integers(min_value=1, max_value=50))
 def test_what_was_settled_and_never_published_is_unexplained(published: int, too_many: int) -> None:
     tallies = {(OURS, "applied"): published + too_many}
@@ -60,16 +78,17 @@ def test_what_was_settled_and_never_published_is_unexplained(published: int, too
 @pytest.mark.parametrize(
     ("view", "words", "remedy"),
     [
-        ({"lag": 5, "lag_seconds": 31.0, "alive": ()}, "5 entries wait for group group", "imsync consume group"),
-        ({"lag": None, "lag_seconds": None, "alive": ()}, "entries wait for group group", "imsync consume group"),
-        ({"lag": 5, "lag_seconds": 61.0}, "61 s late although 1 consumers live", "imsync replay pending --group group"),
+        ({"lag": 5, "lag_seconds": 31.0, "alive": ()}, "5 entries wait for the group service", "imsync consume group"),
+        ({"lag": 1, "lag_seconds": 31.0, "alive": ()}, "1 entry waits for the group service", "imsync consume group"),
+        ({"lag": None, "lag_seconds": None, "alive": ()}, "entries wait for the group service", "imsync consume group"),
+        ({"lag": 5, "lag_seconds": 61.0}, "61 s late although 1 consumer lives", "imsync replay pending --group group"),
         ({"pending": 1, "oldest_pending_seconds": 61.0}, "61 s late", "imsync replay pending --group group"),
         (
             {"pending": 3, "held_by_dead": 3, "oldest_pending_seconds": 31.0},
-            "3 entries of group group are held by dead consumers",
+            "dead consumers of the group service hold 3 entries",
             "imsync replay pending --group group",
         ),
-        ({"dead": 2}, "2 dead letters", "imsync dead list --group group"),
+        ({"dead": 2}, "the group service has 2 dead letters", "imsync dead list --group group"),
     ],
 )
 def test_each_trouble_of_a_group_is_named_with_its_remedy(view: dict[str, object], words: str, remedy: str) -> None:
@@ -78,10 +97,31 @@ def test_each_trouble_of_a_group_is_named_with_its_remedy(view: dict[str, object
     assert remedy in problem.remedy
 
 
-@pytest.mark.parametrize("field", ["lost", "conflicts", "unexplained"])
-def test_accounts_that_do_not_close_are_red(field: str) -> None:
-    (problem,) = judge_group(VIEW, replace(closed(), **{field: 1}))
-    assert problem.remedy == "imsync verify"
+def test_a_user_store_that_is_older_than_its_copies_is_named() -> None:
+    (problem,) = judge_group(VIEW, replace(closed(), unexplained=-2))
+    assert "settled 2 events more than were published: was the user store restored" in problem.what
+    assert "imsync verify" in problem.remedy
+
+
+def test_a_store_that_is_not_its_groups_comes_first() -> None:
+    refused = StoreMismatch("this store has never been fed", "…")
+    problems = judge_group(replace(VIEW, dead=2), closed(), refused)
+    assert problems[0] == Problem("the group service is stopped: this store has never been fed", "imsync rebuild group")
+    assert len(problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "words", "remedy"),
+    [
+        ("lost", "lost 2 entries", "imsync rebuild group"),
+        ("conflicts", "met 2 events that contradict", "imsync verify, then imsync rebuild group"),
+        ("unexplained", "has 2 unexplained events", "imsync verify, then imsync rebuild group"),
+    ],
+)
+def test_accounts_that_do_not_close_are_red(field: str, words: str, remedy: str) -> None:
+    (problem,) = judge_group(VIEW, replace(closed(), **{field: 2}))
+    assert words in problem.what
+    assert problem.remedy == remedy
 
 
 @pytest.mark.parametrize(
@@ -101,3 +141,54 @@ def test_an_outbox_that_waits_for_long_is_red() -> None:
     assert judge_outbox(OutboxBacklog(0, None)) == judge_outbox(OutboxBacklog(5, 29.0)) == ()
     (problem,) = judge_outbox(OutboxBacklog(5, 31.0))
     assert (problem.what, problem.remedy) == ("5 events wait in the outbox", "imsync relay")
+    assert judge_outbox(OutboxBacklog(1, 31.0))[0].what == "1 event waits in the outbox"
+
+
+# ── what the stream holds ────────────────────────────────────────────────────────────────────────────────
+
+HOUR = 3600.0
+HELD = RetentionView(
+    Retention(hours=168, entries=1000, min_hours=24),
+    length=1000,
+    first_id="1-0",
+    oldest_seconds=100 * HOUR,
+    floor="1-0",
+    floor_group="search",
+    waiting_seconds=100 * HOUR,
+    groups=("friend", "group", "search"),
+)
+
+
+@pytest.mark.parametrize(
+    ("held", "pinned", "red"),
+    [
+        ({}, False, False),
+        ({"waiting_seconds": None, "length": 9999}, False, False),  # everybody has acknowledged all
+        ({"waiting_seconds": 168 * HOUR}, False, False),
+        ({"waiting_seconds": 168 * HOUR + 1}, True, True),
+        ({"length": 1001}, True, False),
+        ({"length": 2000}, True, False),
+        ({"length": 2001}, True, True),
+        ({"length": 2001, "waiting_seconds": 23 * HOUR}, False, False),  # which would be kept anyway
+        ({"floor_group": None, "floor": None, "waiting_seconds": None, "groups": ()}, False, False),
+    ],
+)
+def test_a_group_that_holds_up_retention_is_named(held: dict[str, object], pinned: bool, red: bool) -> None:
+    view = replace(HELD, **held)  # type: ignore[arg-type]
+    assert view.pinned_by == ("search" if pinned else None)
+    assert bool(judge_retention(view, ("group", "friend"))) is red
+
+
+@pytest.mark.parametrize(
+    ("group", "who", "remedy"),
+    [
+        ("group", "the group service", "imsync consume group"),
+        ("search", "group search", "start a consumer of it, or imsync group drop search"),
+        ("$(rm -rf /)", "group '$(rm -rf /)'", "start a consumer of it, or imsync group drop '$(rm -rf /)'"),
+    ],
+)
+def test_what_helps_against_a_group_that_holds_up_retention(group: str, who: str, remedy: str) -> None:
+    view = replace(HELD, floor_group=group, waiting_seconds=200 * HOUR, length=1234)
+    (problem,) = judge_retention(view, ("group", "friend"))
+    assert problem.what == f"{who} has not acknowledged an entry for 200.0 h, and the stream keeps 1,234 entries"
+    assert problem.remedy == remedy

@@ -112,6 +112,10 @@ def test_every_setting_can_be_given_in_the_file_and_in_the_environment(here: Her
         "consumer.stop_deadline_seconds": 1.5,
         "relay.batch": 11,
         "relay.poll_ms": 12,
+        "relay.keep_sent_hours": 12.5,
+        "retention.hours": 1.25,
+        "retention.entries": 14,
+        "retention.min_hours": 0.5,
         "store.busy_timeout_ms": 13,
     }
     assert samples.keys() == fields().keys() - {"password", "password_file"}
@@ -288,8 +292,6 @@ DEADLINE = "consumer.stop_deadline_seconds must be a number from 0.1 to 3600"
         ('prefix = "a\\n"', ":1: prefix must be 1 to 64 letters, digits or any of . _ : -", ""),
         # events name their destination themselves
         ('destination = "user-update"', ":1: unknown key 'destination'", None),
-        # sent rows are kept for ever
-        ("relay.keep_sent_hours = 24.0", ":1: unknown key 'relay.keep_sent_hours'", None),
         ("consumer.batch = 0\nbach = 1\nurl = 'x'", ":2: unknown key 'bach' (and 2 more)", None),
     ],
 )
@@ -487,7 +489,7 @@ def test_every_setting_is_described_and_every_number_bounded() -> None:
         assert info.description, key
         assert info.description.endswith("."), key
         assert (info.annotation in (int, float)) == bool(bounds(info)), key
-    assert tables().keys() == {"consumer", "relay", "store"}
+    assert tables().keys() == {"consumer", "relay", "retention", "store"}
 
 
 def test_reading_the_settings_imports_neither_redis_nor_the_terminal() -> None:

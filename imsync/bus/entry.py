@@ -1,0 +1,96 @@
+"""What the stream commands answer: entries, what is pending, groups, consumers, the stream itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+FIELD: Final = b"event"
+"""The one field of an entry."""
+
+Fields = Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a stream. Its `fields` are empty when it was trimmed or deleted while it was pending."""
+
+    id: str
+    fields: Fields
+
+    @property
+    def body(self) -> bytes | None:
+        """The event's bytes; None when the entry has no such field."""
+        return self.fields.get(FIELD)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEntry:
+    """An entry that was delivered and not yet acknowledged."""
+
+    id: str
+    consumer: str
+    idle_ms: int
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSummary:
+    """The pending entries of a group: how many, the oldest id, and how many each consumer holds."""
+
+    count: int
+    oldest_id: str | None
+    by_consumer: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A consumer group. `lag` is None where the server cannot tell it (always on 6.2)."""
+
+    name: str
+    consumers: int
+    pending: int
+    last_delivered_id: str
+    lag: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerInfo:
+    """A consumer as the server remembers it, alive or not. `idle_ms`: since it last asked for anything."""
+
+    name: str
+    pending: int
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream. The ids are None when it is empty; `last_generated_id` outlives the entries. `removed`: how many
+    entries were trimmed or deleted since it was made; None where the server cannot tell it (6.2).
+    """
+
+    length: int
+    first_id: str | None
+    last_id: str | None
+    last_generated_id: str
+    removed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter to be written: the id of the entry that it replaces, and the fields to keep."""
+
+    source_id: str
+    fields: Fields
+
+
+def id_parts(entry_id: str) -> tuple[int, int]:
+    """An entry id as numbers that compare as Redis orders them: (unix milliseconds, sequence)."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def following(entry_id: str) -> str:
+    """The exclusive form of a range's start: everything after this id."""
+    return f"({entry_id}"

@@ -1,0 +1,176 @@
+"""The outbox of the user store: what is to be published, what was, and where in the stream it stands.
+
+A row is unsent, then sent. It becomes unsent again when the stream has lost its entry, and it is pruned once it is old
+and every group has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from imsync.bus.entry import id_parts
+from imsync.im.events import IMBaseEvent
+from imsync.store.database import Database
+from imsync.store.sql import load
+
+SQL = load("imsync.im", "outbox.sql")
+
+ALL_PLACES = 2**63 - 1
+"""Above the place of every sent row."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """An event that is to be published."""
+
+    seq: int
+    user_id: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxBacklog:
+    """What was not sent yet. `oldest_seconds` is None when there is nothing."""
+
+    unsent: int
+    oldest_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SentRow:
+    """An event that was published.
+
+    Args:
+        place: its place in the order of sending, which is not that of `seq`: a row that Redis refused at first is
+            sent after later ones.
+        entry_id: where in the stream it was put.
+        sent_ms: when, by this machine's clock.
+        body: what was sent.
+    """
+
+    place: int
+    entry_id: str
+    sent_ms: int
+    body: bytes
+
+
+class Outbox:
+    """The outbox in the user store's file.
+
+    Args:
+        database: the open file.
+        clock_ms: this machine's clock, in unix milliseconds.
+    """
+
+    def __init__(self, database: Database, clock_ms: Callable[[], int]) -> None:
+        self._database = database
+        self.clock_ms = clock_ms
+        """The clock that says when a row was sent."""
+
+    # ── sending ──────────────────────────────────────────────────────────────────────────────────────
+
+    def unsent(self, limit: int, after_seq: int = 0) -> list[OutboxRow]:
+        """The oldest rows that wait to be sent, in the order of the edits."""
+        return [OutboxRow(*row) for row in self._database.query(SQL["unsent"], (after_seq, limit))]
+
+    def mark_sent(self, sent: Iterable[tuple[int, str]]) -> int:
+        """Notes (seq, entry id) pairs of one round trip as published, in the order in which they were sent; how many
+        were not noted before.
+        """
+        now = self.clock_ms()
+        with self._database.atomic() as connection:
+            (last,) = connection.execute(SQL["last_place"]).fetchone()
+            rows = [(entry_id, now, place, seq) for place, (seq, entry_id) in enumerate(sent, start=last + 1)]
+            noted = connection.executemany(SQL["mark_sent"], rows).rowcount if rows else 0
+            if noted:
+                connection.execute(SQL["begin_round_trip"], (last + 1,))
+                connection.execute(SQL["add_to_counter"], (noted, "published"))
+        return noted
+
+    def backlog(self) -> OutboxBacklog:
+        """How much waits in the outbox, and for how long."""
+        unsent, oldest_ms = self._database.query(SQL["backlog"])[0]
+        age = None if oldest_ms is None else max(0.0, (self.clock_ms() - oldest_ms) / 1000)
+        return OutboxBacklog(unsent, age)
+
+    def published(self) -> int:
+        """How many events were published, since the store was made. Those that were lost count when sent again."""
+        return self._counter("published")
+
+    def latest_event(self, user_id: int) -> tuple[int, str | None] | None:
+        """The version and the entry id (None: not sent yet) of a user's newest event that the outbox remembers."""
+        rows = self._database.query(SQL["latest_of_user"], (user_id,))
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    # ── sending again ────────────────────────────────────────────────────────────────────────────────
+
+    def newest_sent(self) -> list[SentRow]:
+        """Of the last round trip the last and the first row, and the last row before it, as far as there are any."""
+        return self._sent(SQL["newest_sent"])
+
+    def sent_below(self, place: int, limit: int) -> list[SentRow]:
+        """The rows that were sent last before a place, the last one first."""
+        return self._sent(SQL["sent_below"], (place, limit))
+
+    def sent_after(self, place: int, limit: int) -> list[tuple[int, bytes, str]]:
+        """The rows that were sent next after a place, the first one first: (place, event id, entry id)."""
+        return [
+            (at, event_id, entry_id)
+            for at, event_id, entry_id in self._database.query(SQL["sent_after"], (place, limit))
+        ]
+
+    def take_back(self, first: int, below: int) -> int:
+        """Makes the rows from one place to below another unsent again; how many. They count as `resent`."""
+        with self._database.atomic() as connection:
+            taken = connection.execute(SQL["take_back"], (first, below)).rowcount
+            connection.execute(SQL["add_to_counter"], (-taken, "published"))
+            connection.execute(SQL["add_to_counter"], (taken, "resent"))
+        return taken
+
+    def resent(self) -> int:
+        """How many rows became unsent again because the stream had lost them, since the store was made."""
+        return self._counter("resent")
+
+    # ── pruning ──────────────────────────────────────────────────────────────────────────────────────
+
+    def oldest_sent_ms(self) -> int | None:
+        """When the row that was sent first was sent, of those that are kept; None when there is none."""
+        rows = self._database.query(SQL["oldest_sent"], (1,))
+        return int(rows[0][2]) if rows else None
+
+    def prune_sent(self, before_ms: int, below_entry_id: str, limit: int) -> int:
+        """Deletes sent rows, in one transaction; how many.
+
+        Args:
+            before_ms: those that were sent before this time, in unix milliseconds.
+            below_entry_id: and that stand below this entry of the stream.
+            limit: of the rows that were sent first, how many are looked at.
+        """
+        floor = id_parts(below_entry_id)
+        with self._database.atomic() as connection:
+            past = [
+                (seq,)
+                for seq, entry_id, sent_ms in connection.execute(SQL["oldest_sent"], (limit,))
+                if sent_ms < before_ms and id_parts(entry_id) < floor
+            ]
+            connection.executemany(SQL["forget"], past)
+        return len(past)
+
+    # ── inside a transaction ─────────────────────────────────────────────────────────────────────────
+
+    def _enqueue(self, connection: sqlite3.Connection, events: Sequence[tuple[IMBaseEvent, bytes]]) -> int:
+        """Adds events with their encoded form; the last row's seq, 0 when there are none."""
+        if not events:
+            return 0
+        now = self.clock_ms()
+        rows = [(event.event_id.bytes, event.id, event.version, body, now) for event, body in events]
+        connection.executemany(SQL["enqueue"], rows)
+        return int(connection.execute(SQL["last_seq"]).fetchone()[0])
+
+    def _sent(self, statement: str, parameters: Sequence[int] = ()) -> list[SentRow]:
+        return [SentRow(*row) for row in self._database.query(statement, parameters)]
+
+    def _counter(self, name: str) -> int:
+        return int(self._database.query(SQL["counter"], (name,))[0][0])

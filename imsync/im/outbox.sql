@@ -1,0 +1,53 @@
+-- name: enqueue
+INSERT INTO outbox (event_id, user_id, version, body, created_ms) VALUES (?, ?, ?, ?, ?);
+
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM outbox;
+
+-- name: unsent
+SELECT seq, user_id, body FROM outbox WHERE sent_ms IS NULL AND seq > ? ORDER BY seq LIMIT ?;
+
+-- name: backlog
+SELECT count(*), min(created_ms) FROM outbox WHERE sent_ms IS NULL;
+
+-- name: latest_of_user
+SELECT version, entry_id FROM outbox WHERE user_id = ? ORDER BY version DESC LIMIT 1;
+
+-- name: counter
+SELECT n FROM counter WHERE name = ?;
+
+-- name: add_to_counter
+UPDATE counter SET n = n + ? WHERE name = ?;
+
+-- name: last_place
+SELECT coalesce(max(place), 0) FROM outbox WHERE place IS NOT NULL;
+
+-- name: mark_sent
+UPDATE outbox SET entry_id = ?, sent_ms = ?, place = ? WHERE seq = ? AND sent_ms IS NULL;
+
+-- name: begin_round_trip
+-- The place that the newest round trip begins with.
+UPDATE counter SET n = ? WHERE name = 'round_trip';
+
+-- name: newest_sent
+-- Of the newest round trip the first and the last row, and the last one before it.
+SELECT place, entry_id, sent_ms, body FROM outbox WHERE place IN (
+    (SELECT max(place) FROM outbox WHERE place IS NOT NULL),
+    (SELECT min(place) FROM outbox WHERE place >= (SELECT n FROM counter WHERE name = 'round_trip')),
+    (SELECT max(place) FROM outbox WHERE place < (SELECT n FROM counter WHERE name = 'round_trip'))
+) ORDER BY place DESC;
+
+-- name: sent_below
+SELECT place, entry_id, sent_ms, body FROM outbox WHERE place < ? ORDER BY place DESC LIMIT ?;
+
+-- name: sent_after
+SELECT place, event_id, entry_id FROM outbox WHERE place > ? ORDER BY place LIMIT ?;
+
+-- name: take_back
+UPDATE outbox SET entry_id = NULL, sent_ms = NULL, place = NULL WHERE place >= ? AND place < ?;
+
+-- name: oldest_sent
+SELECT seq, entry_id, sent_ms FROM outbox WHERE place IS NOT NULL ORDER BY place LIMIT ?;
+
+-- name: forget
+DELETE FROM outbox WHERE seq = ?;
