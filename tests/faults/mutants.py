@@ -419,7 +419,7 @@ MUTANTS: dict[str, Mutant] = {
         ((profile_projection.ProfileProjection, "apply", _settles_afterwards),),
     ),
     "superseded events not counted": Mutant(
-        "plain",
+        "events in reverse",
         ("accounting_open",),
         ((settlement.SettlementTable, "count", _counts_only_what_is_applied),),
     ),
