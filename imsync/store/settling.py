@@ -10,7 +10,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import DUPLICATE, Ack, Outcome
 from imsync.errors import StoreMismatch
 from imsync.store.database import Database, Schema
-from imsync.store.settlement import DEAD, LOST, SQL, Percentiles, Settled, SettlementTable, key_of
+from imsync.store.settlement import DEAD, LOST, SQL, Percentiles, Settled, Settlement, SettlementTable, key_of
 
 SETTLED_HOURS = 168.0
 PRUNE_LIMIT = 1000
@@ -236,6 +236,10 @@ class SettlingStore:
             covered, _ = self._snapshot
             lost = [entry_id for entry_id in entry_ids if entry_id not in settled and id_parts(entry_id) > covered]
             self._record_once(connection, [Settled(key_of(None, entry_id), LOST, entry_id, "") for entry_id in lost])
+
+    def settled(self, event_ids: Collection[bytes]) -> dict[bytes, Settlement]:
+        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes)."""
+        return self._settlements.look_up(event_ids)
 
     def tallies(self) -> dict[tuple[str, str], int]:
         """How many events were settled, by (source, outcome)."""
