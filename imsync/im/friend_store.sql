@@ -49,6 +49,9 @@ LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
 LEFT JOIN im_friend AS f ON f.friend_id = ids.user_id
 GROUP BY ids.user_id ORDER BY ids.user_id;
 
+-- name: contents
+SELECT friend_nick_name, friend_head_image, count(*) FROM im_friend WHERE friend_id = ? GROUP BY 1, 2;
+
 -- name: friends
 SELECT friend_id, friend_nick_name, friend_head_image, remark_nick_name FROM im_friend
 WHERE user_id = ? ORDER BY friend_id;

@@ -59,6 +59,9 @@ LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
 LEFT JOIN im_group_member AS m ON m.user_id = ids.user_id
 GROUP BY ids.user_id ORDER BY ids.user_id;
 
+-- name: contents
+SELECT user_nick_name, head_image, count(*) FROM im_group_member WHERE user_id = ? GROUP BY 1, 2;
+
 -- name: members
 SELECT user_id, user_nick_name, head_image, remark_nick_name, quit FROM im_group_member
 WHERE group_id = ? ORDER BY user_id;

@@ -198,6 +198,10 @@ class ProfileProjection(SettlingStore):
         rows = self.states(key - 1, 1)
         return rows[0] if rows and rows[0].key == key else None
 
+    def contents(self, key: int) -> dict[tuple[str, ...], int]:
+        """What the rows that copy a user hold, as (nick_name, head_image), and how many of them hold it."""
+        return {tuple(content): n for *content, n in self._database.query(self.sql["contents"], (key,))}
+
     # ── snapshots of the source ──────────────────────────────────────────────────────────────────────
 
     def write_snapshot(self, page: Sequence[SourceState]) -> int:

@@ -82,6 +82,10 @@ class Projection(Protocol):
         """One key's state; None when nothing is known of it and no row copies it."""
         ...
 
+    def contents(self, key: int) -> Mapping[tuple[str, ...], int]:
+        """What the rows that copy a key hold, in the order of `CopyState.content`, and how many of them hold it."""
+        ...
+
     def expected(self, source: SourceState) -> tuple[str, ...]:
         """The content that a right copy of this source has."""
         ...
