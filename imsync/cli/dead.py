@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, Ids, Reasons, Since, UserId
+from imsync.cli.letters import Group, Ids, Reasons, Since, UserId, count_letters
 from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def list_(
         return
     more = f" (there are more: --limit {limit} of each)" if cut else ""
     drop = f"; {droppable:,} safe to drop: imsync dead purge --superseded" if droppable else ""
-    for line in fold(f"{_count(listed)}{more}{drop}"):
+    for line in fold(f"{count_letters(listed)}{more}{drop}"):
         print(line)
 
 
@@ -162,7 +162,7 @@ def purge(
         _print_plan(planned)
     purged = 0
     if planned and not dry_run:
-        confirm(run, f"delete {_count(len(planned))} for good?", yes=yes)
+        confirm(run, f"delete {count_letters(len(planned))} for good?", yes=yes)
         for service in wanted_services:
             ids = [each.id for each in planned if each.group == service]
             for start in range(0, len(ids), PAGE):
@@ -173,9 +173,9 @@ def purge(
     elif not planned:
         print("no dead letters match" if not wanted.is_everything or superseded else "no dead letters")
     elif dry_run:
-        print(f"{_count(len(planned))} would go (dry run: nothing was changed)")
+        print(f"{count_letters(len(planned))} would go (dry run: nothing was changed)")
     else:
-        print(f"{_count(purged)} deleted; in the accounts their events stay settled as dead")
+        print(f"{count_letters(purged)} deleted; in the accounts their events stay settled as dead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +294,3 @@ def _whole(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     for raw_name, raw in letter.raw.items():
         yield from fold(f"raw field {raw_name.decode(errors='backslashreplace')} ({len(raw):,} bytes)")
         yield from fold(safe(raw.decode(errors="backslashreplace")), "  ")
-
-
-def _count(number: int) -> str:
-    return "1 dead letter" if number == 1 else f"{number:,} dead letters"

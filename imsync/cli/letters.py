@@ -182,3 +182,8 @@ def in_lines(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     yield from fold(f"{letter.message}{where}", " " * 8)
     if verdict := worth(about):
         yield from fold(verdict, " " * 8)
+
+
+def count_letters(number: int) -> str:
+    """How many letters, for people."""
+    return "1 dead letter" if number == 1 else f"{number:,} dead letters"

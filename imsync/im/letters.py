@@ -94,12 +94,15 @@ def look(letter: DeadLetterRecord, projection: Projection | None) -> About:
 
 def select(dead: Stream, projection: Projection | None, wanted: LetterFilter) -> Iterator[ReadLetter]:
     """The dead letters that are meant, the oldest first. Reads them in pages."""
+    digits = None if wanted.user is None else str(wanted.user).encode()
     start = "-" if wanted.since_ms is None else str(max(0, wanted.since_ms))
     for letter in letters(dead, start):
         if wanted.reasons and letter.reason not in wanted.reasons:
             continue
         if wanted.ids and letter.id not in wanted.ids and letter.source_id not in wanted.ids:
             continue
+        if digits is not None and digits not in letter.raw.get(FIELD, b""):
+            continue  # a number that is not there as such cannot be the user of a valid event either
         about = look(letter, projection)
         if wanted.user is None or about.user == wanted.user:
             yield ReadLetter(letter, about)

@@ -55,7 +55,8 @@ class Prediction:
 
     def about(self, key: int) -> bool:
         """Whether it is an event about this key."""
-        return self.event is not None and bool(self.event.id == key)
+        event: Any = self.event
+        return event is not None and bool(event.id == key)
 
     def outline(self) -> Prediction:
         """The same without the event."""
@@ -102,7 +103,7 @@ class Predictor:
             return Prediction(Predicted.BAD, None, error.reason, error.message)
 
     def _play(self, found: Sequence[Prediction]) -> list[Prediction]:
-        events = [each.event for each in found if each.event is not None]
+        events: list[Any] = [each.event for each in found if each.event is not None]
         ids = {event.event_id.bytes for event in events}
         known = self._projection.settled(ids - self._settled)
         self._settled.update(each for each, how in known.items() if how.outcome != DEAD)
@@ -110,23 +111,24 @@ class Predictor:
         for event in events:
             if event.event_id.bytes not in self._settled:
                 fresh.setdefault(event.event_id.bytes, event)
-        winners = newest(fresh.values(), {key: self._gate(key) for key in {event.id for event in events}})
-        predictions = [self._judged(each, fresh, winners) if each.event is not None else each for each in found]
+        winners: dict[int, Any] = newest(
+            fresh.values(), {user: self._gate(user) for user in {event.id for event in events}}
+        )
+        predictions = [each if each.event is None else self._judged(each.event, fresh, winners) for each in found]
         self._settled |= fresh.keys()
-        for event in winners.values():
-            self._gates[event.id] = MAX_INT if event.final else event.version
-            self._versions[event.id] = event.version
+        for winner in winners.values():
+            self._gates[winner.id] = MAX_INT if winner.final else winner.version
+            self._versions[winner.id] = winner.version
         return predictions
 
-    def _judged(self, each: Prediction, fresh: dict[bytes, Any], winners: dict[int, Any]) -> Prediction:
-        event = each.event
-        if fresh.get(event.event_id.bytes) is not event:
+    def _judged(self, event: Any, fresh: dict[bytes, Any], winners: dict[int, Any]) -> Prediction:
+        applied_version = self._versions[event.id]
+        first, winner = fresh.get(event.event_id.bytes), winners.get(event.id)
+        if first is not event:
             outcome = Predicted.DUPLICATE
-        elif winners.get(event.id) is event:
-            outcome = Predicted.APPLIED
         else:
-            outcome = Predicted.SUPERSEDED
-        return Prediction(outcome, event, applied_version=self._versions[event.id])
+            outcome = Predicted.APPLIED if winner is event else Predicted.SUPERSEDED
+        return Prediction(outcome, event, applied_version=applied_version)
 
     def _gate(self, key: int) -> int:
         """The version up to which nothing takes effect: the applied one; any, after a tombstone."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, Ids, Reasons, Since, UserId
+from imsync.cli.letters import Group, Ids, Reasons, Since, UserId, count_letters
 from imsync.cli.run import Run
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def dead(
         _print_plan(plans)
     results: dict[tuple[str, str], Redriven] = {}
     if plans and not dry_run:
-        confirm(run, f"redrive {_count(count)}?", yes=yes)
+        confirm(run, f"redrive {count_letters(count)}?", yes=yes)
         results = _redrive(run, plans, batch, rate)
     tally = Counter(_outcome(each) for each in results.values())
     stay = tally["bad"] + tally["failed"]
@@ -194,7 +194,7 @@ def _print_plan(plans: Planned) -> None:
     if len(listed) > SHOWN:
         print(f"… and {len(listed) - SHOWN:,} more")
     foretold = Counter(str(each.prediction.outcome) for _, each in listed)
-    print(f"{_count(len(listed))}; predicted: {_told(foretold)}")
+    print(f"{count_letters(len(listed))}; predicted: {_told(foretold)}")
 
 
 def _print_end(
@@ -220,7 +220,3 @@ def _print_end(
 def _told(tally: Counter[str]) -> str:
     words = {"duplicate": "duplicates", "bad": "still bad"}
     return ", ".join(f"{number:,} {words.get(name, name)}" for name, number in tally.items()) or "nothing was done"
-
-
-def _count(number: int) -> str:
-    return "1 dead letter" if number == 1 else f"{number:,} dead letters"

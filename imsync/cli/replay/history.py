@@ -284,10 +284,9 @@ def _print_plan(planned: _Planned, part: Part) -> None:
         lines.append("  the stream begins later than that: what has left it cannot be replayed")
     if planned.seek is not None:
         lines.append(f"  --seek sets the group from {planned.position} back to {planned.seek}")
-        many = "1 pending entry stays as it is" if planned.pending == 1 else (
-            f"{planned.pending:,} pending entries stay as they are"
-        )  # fmt: skip
-        lines.append(f"  {many}; imsync replay pending applies those of the dead")
+        if planned.pending:
+            stay = "entry stays as it is" if planned.pending == 1 else "entries stay as they are"
+            lines.append(f"  {planned.pending:,} pending {stay}; imsync replay pending applies those of the dead")
         who = f"its {planned.alive} living consumers are" if planned.alive != 1 else "its living consumer is"
         lines.append(f"  {who if planned.alive else 'the next consumer is'} given all of it again; duplicates change "
                      "nothing, and until then the group has a lag")  # fmt: skip
