@@ -290,6 +290,9 @@ def _print_plan(planned: _Planned, part: Part) -> None:
         who = f"its {planned.alive} living consumers are" if planned.alive != 1 else "its living consumer is"
         lines.append(f"  {who if planned.alive else 'the next consumer is'} given all of it again; duplicates change "
                      "nothing, and until then the group has a lag")  # fmt: skip
+        if bad := plan.predicted["bad"]:
+            become = "entry that is no event becomes a" if bad == 1 else "entries that are no events become"
+            lines.append(f"  {bad:,} {become} dead letter{'' if bad == 1 else 's'} once more")
     elif plan.entries and plan.is_exact and not plan.predicted["applied"]:
         lines.append("  this would change nothing: the store has settled these events, or newer ones")
     for line in lines:
