@@ -66,7 +66,7 @@ def really(kind: Kind, store: Store, batch: Sequence[Entry]) -> list[str]:
 
 
 def random_entries(rng: random.Random, number: int, past: Sequence[Entry] = ()) -> list[Entry]:
-    """Events of a few users in any order, some twice or of the past, some of a version twice, some that are no events."""
+    """Events of a few users in any order, some of them or of the past twice, and some that are no events."""
     entries: list[Entry] = []
     for place in range(number):
         kind = rng.random()

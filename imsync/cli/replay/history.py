@@ -105,7 +105,7 @@ def from_(
         for planned in plans:
             _print_plan(planned, part)
     totals: Counter[str] = Counter()
-    work = [each for each in plans if each.plan.entries or (each.seek and each.seek != each.position)]
+    work = [each for each in plans if (each.seek != each.position if seek else each.plan.entries)]
     if work and not dry_run:
         confirm(run, _question(work, seek=seek), yes=yes)
         totals = _seek(run, work) if seek else _apply(run, work, part)
