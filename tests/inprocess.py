@@ -21,7 +21,7 @@ class InProcess(Imsync):
     def run(self, *args: object, stdin: str | bytes | None = None, **more: str) -> Done:
         words = tuple(map(str, args))
         text = stdin if isinstance(stdin, bytes) else (stdin or "").encode()
-        out, err = io.StringIO(), io.StringIO()
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True) for _ in range(2))
         logger = logging.getLogger("imsync")
         before = (logger.handlers, logger.level, logger.propagate)
         logger.handlers = []
@@ -41,7 +41,8 @@ class InProcess(Imsync):
         finally:
             logger.handlers, logger.level, logger.propagate = before
         assert isinstance(code, int)
-        return self.checked(words, code, out.getvalue(), err.getvalue())
+        printed = [each.buffer.getvalue().decode() for each in (out, err)]  # type: ignore[attr-defined]
+        return self.checked(words, code, *printed)
 
     @classmethod
     def of(cls, driver: Imsync) -> InProcess:
