@@ -41,7 +41,7 @@ class InProcess(Imsync):
         finally:
             logger.handlers, logger.level, logger.propagate = before
         assert isinstance(code, int)
-        printed = [each.buffer.getvalue().decode() for each in (out, err)]  # type: ignore[attr-defined]
+        printed = [each.buffer.getvalue().decode() for each in (out, err)]
         return self.checked(words, code, *printed)
 
     @classmethod

@@ -171,9 +171,11 @@ def _picture(found: Trace, now_ms: int) -> Iterator[str]:
     yield f"  │ version {profile.version}{deleted}, written {edited} ago"
     yield "  │"
     yield "outbox"
-    for each in found.events[:EVENTS_SHOWN]:
+    for number, each in enumerate(found.events[:EVENTS_SHOWN]):
         age = seconds(_seconds_since(each.event.created_ms, now_ms))
-        yield from fold(f"v{each.event.version}  {_sent(each)}  {age} ago  {each.event_id}", "  │ ")
+        yield from fold(f"v{each.event.version}  {_sent(each)}  {age} ago", "  │ ")
+        if number == 0:
+            yield f"  │     event {each.event_id}"
     if len(found.events) > EVENTS_SHOWN:
         yield f"  │ … and {len(found.events) - EVENTS_SHOWN} more"
     if not found.events:
@@ -192,7 +194,7 @@ def _picture(found: Trace, now_ms: int) -> Iterator[str]:
 
 
 def _sent(each: TracedEvent) -> str:
-    return f"sent as {each.event.entry_id}" if each.event.entry_id else "waiting to be sent"
+    return f"sent {each.event.entry_id}" if each.event.entry_id else "waiting to be sent"
 
 
 def _in_stream(found: Trace) -> str:

@@ -302,11 +302,11 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     for content, number in contents.items():
         version_of = versions.get(content)
         rows[version_of] = rows.get(version_of, 0) + number
-    right = (
-        (state.version, state.deleted, state.content) == (source.version, source.deleted, expected)
-        and state.stale_rows == 0
-        and contents.keys() <= {expected}
-    )
+    right = (state.version, state.deleted, state.content) == (
+        source.version,
+        source.deleted,
+        expected,
+    ) and state.stale_rows == 0
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
     return Copies(

@@ -83,6 +83,8 @@ def test_what_the_group_was_never_given_is_applied_as_predicted(im: InProcess) -
     assert im.wrong_copies("group") == []
     with im.client() as client:
         assert client.xlen(im.keys.dead("group")) == 0, "what is no event is left alone"
+        ((_, noted),) = client.zrange(im.keys.store("group"), 0, -1, withscores=True)
+    assert im.query("group", "SELECT value FROM meta WHERE key = 'generation'") == [(str(int(noted)),)]
 
 
 def test_only_a_part_and_only_one_user(im: InProcess) -> None:

@@ -210,6 +210,15 @@ def test_rows_that_differ_are_told_by_the_version_that_they_hold(im: InProcess, 
     assert found["remedy"] == f"imsync verify --repair --user {user}"
 
 
+def test_of_versions_with_one_content_the_rows_hold_the_applied_one(im: InProcess, user: int) -> None:
+    im.ok("publish", "user-update", "--user", user, "--head-image", "large.png")  # which members do not copy
+    found = traced(im, user, code=3)
+    assert (found["version"], [each["version"] for each in found["rows_at"]]) == (1, [1])
+    consume(im, "group")
+    found = traced(im, user, code=3)
+    assert (found["version"], [each["version"] for each in found["rows_at"]]) == (2, [2])
+
+
 def test_a_projection_that_is_ahead(im: InProcess, user: int) -> None:
     edit(im, (user, "Mia"))
     consume(im, "group", "friend")

@@ -179,22 +179,25 @@ def _described(service: str, planned: PlannedLetter, redriven: Redriven | None) 
 
 
 def _print_plan(plans: Planned) -> None:
-    from imsync.cli.letters import foreseen
     from imsync.cli.lines import aligned
 
     listed = [(service, each) for service, planned in plans.items() for each in planned]
     if not listed:
         return
-    rows = [
-        (service, e.id, e.user or "-", e.version or "-", e.reason, foreseen(e.prediction))
-        for service, e in listed[:SHOWN]
-    ]
+    rows = [(service, e.id, e.user or "-", e.version or "-", e.reason, _foreseen(e)) for service, e in listed[:SHOWN]]
     for line in aligned(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible=4):
         print(line)
     if len(listed) > SHOWN:
         print(f"… and {len(listed) - SHOWN:,} more")
     foretold = Counter(str(each.prediction.outcome) for _, each in listed)
     print(f"{count_letters(len(listed))}; predicted: {_told(foretold)}")
+
+
+def _foreseen(planned: PlannedLetter) -> str:
+    from imsync.cli.letters import foreseen
+
+    same = planned.prediction.reason == planned.reason
+    return "still bad" if planned.prediction.reason and same else foreseen(planned.prediction)
 
 
 def _print_end(
