@@ -234,3 +234,27 @@ def test_an_entry_of_the_largest_id_breaks_nothing(im: InProcess) -> None:
     assert im.json("replay", "from", "start", "--dry-run")["planned"] == 6
     assert im.json("replay", "pending", "--min-idle", "0s")["planned"] == 0
     im.ok("dead", "list")
+
+
+# ── pending entries ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_plan_of_pending_entries_comes_true(im: InProcess) -> None:
+    edits(im, 3)
+    with im.client() as client:
+        client.xadd(im.stream, {"event": "not JSON"})
+        (_, fields), *_ = client.xrange(im.stream)
+        client.xadd(im.stream, fields)
+        trimmed = client.xadd(im.stream, {"event": "trimmed"})
+        client.xreadgroup("group", "somebody", {im.stream: ">"})
+        client.xdel(im.stream, trimmed)
+    words = im.ok("replay", "pending", "--min-idle", "0s", "--group", "group", "--dry-run").out
+    assert [line.split()[-1] for line in words.splitlines()[1:-1]] == [
+        "superseded", "applied", "applied", "applied", "bad_json", "duplicate", "lost",
+    ]  # fmt: skip
+    done = im.json("replay", "pending", "--min-idle", "0s", "--group", "group")
+    assert [(e["predicted"], e["predicted_reason"]) for e in done["entries"]][4:] == [
+        ("bad", "bad_json"), ("duplicate", None), ("lost", None),
+    ]  # fmt: skip
+    totals = {name: done[name] for name in ("applied", "superseded", "duplicates", "dead", "lost", "failed")}
+    assert totals == {"applied": 3, "superseded": 1, "duplicates": 1, "dead": 1, "lost": 1, "failed": 0}
