@@ -147,7 +147,7 @@ class Processor(Generic[E]):
         by_id = {entry.id: entry for entry in entries}
         effects: dict[str, Effect] = {}
         ignored = len(done)
-        for delivery, outcome in zip(received, apply_apart(self._handler, received), strict=True):
+        for delivery, outcome in zip(received, self._apply(received), strict=True):
             failures = self._attempts.failed(delivery.entry_id) if isinstance(outcome, Retry) else 0
             match self._retry.decide(outcome, failures):
                 case Ack(effect):
@@ -251,6 +251,9 @@ class Processor(Generic[E]):
 
     def _decode(self, entry: Entry) -> E | None:
         return decode_entry(self._decoder, entry)
+
+    def _apply(self, received: Sequence[Received[E]]) -> Sequence[Outcome]:
+        return apply_apart(self._handler, received)
 
 
 def decode_entry(decoder: Decoder[E], entry: Entry) -> E | None:
