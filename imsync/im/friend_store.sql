@@ -58,3 +58,6 @@ WHERE user_id = ? ORDER BY friend_id;
 
 -- name: totals
 SELECT count(*) FROM im_friend;
+
+-- name: overrides
+SELECT count(*) FROM im_friend WHERE friend_id = ? AND remark_nick_name <> '';

@@ -68,3 +68,6 @@ WHERE group_id = ? ORDER BY user_id;
 
 -- name: totals
 SELECT (SELECT count(*) FROM im_group), (SELECT count(*) FROM im_group_member);
+
+-- name: overrides
+SELECT count(*) FROM im_group_member WHERE user_id = ? AND remark_nick_name <> '';

@@ -202,6 +202,10 @@ class ProfileProjection(SettlingStore):
         """What the rows that copy a user hold, as (nick_name, head_image), and how many of them hold it."""
         return {tuple(content): n for *content, n in self._database.query(self.sql["contents"], (key,))}
 
+    def overrides(self, key: int) -> int:
+        """How many of the rows that copy a user have an override of their own, which no event touches."""
+        return int(self._database.query(self.sql["overrides"], (key,))[0][0])
+
     # ── snapshots of the source ──────────────────────────────────────────────────────────────────────
 
     def write_snapshot(self, page: Sequence[SourceState]) -> int:

@@ -288,6 +288,11 @@ class UserStore(Outbox):
         rows = self.states(user_id - 1, 1)
         return rows[0] if rows and rows[0].key == user_id else None
 
+    def edited_ms(self, user_id: int) -> int | None:
+        """When a user's row was written last, in unix milliseconds; None when there is no such user."""
+        rows = self._database.query(SQL["edited_ms"], (user_id,))
+        return int(rows[0][0]) if rows else None
+
     def count_users(self) -> int:
         """How many users there are, deleted ones included."""
         return int(self._database.query(SQL["count_users"])[0][0])

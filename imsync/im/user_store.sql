@@ -80,3 +80,6 @@ SELECT count(*) FROM im_user;
 
 -- name: active_ids
 SELECT id FROM im_user WHERE deleted = 0 ORDER BY id;
+
+-- name: edited_ms
+SELECT updated_ms FROM im_user WHERE id = ?;

@@ -131,6 +131,18 @@ class SettlementTable:
         dead = Counter((row.source, DEAD) for row in settled)
         self.count(connection, {key: -n for key, n in dead.items()})
 
+    def end_undecoded(self, connection: sqlite3.Connection, entry_ids: Iterable[str]) -> None:
+        """Forgets that entries were dead because nobody could decode them. Somebody has, and from now on each counts by
+        its event id: under both keys it would count twice.
+        """
+        undecoded = connection.execute(SQL["tally"], ("", DEAD)).fetchone()
+        if not undecoded or not undecoded[0]:
+            return  # hardly ever is there one, and this is on the way of every event
+        keys = [(key_of(None, entry_id), DEAD) for entry_id in entry_ids]
+        ended = connection.executemany(SQL["end_undecoded"], keys).rowcount if keys else 0
+        if ended:
+            self.count(connection, {("", DEAD): -ended})
+
     def count(self, connection: sqlite3.Connection, numbers: Mapping[tuple[str, str], int]) -> None:
         """Adds to the tallies, by (source, outcome)."""
         for (source, outcome), n in numbers.items():

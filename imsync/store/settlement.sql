@@ -97,6 +97,12 @@ SELECT event_key, outcome, entry_id FROM settled WHERE event_key IN
 -- name: settled_entries
 SELECT entry_id FROM settled WHERE entry_id IN
 
+-- name: tally
+SELECT n FROM tally WHERE source = ? AND outcome = ?;
+
+-- name: end_undecoded
+DELETE FROM settled WHERE event_key = ? AND outcome = ?;
+
 -- name: count
 INSERT INTO tally (source, outcome, n) VALUES (?, ?, ?)
 ON CONFLICT (source, outcome) DO UPDATE SET n = n + excluded.n;

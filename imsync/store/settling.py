@@ -294,6 +294,10 @@ class SettlingStore:
         if copies:
             self._settlements.note_copies(connection, copies)
             self._settlements.count(connection, repeats)
+        self._settlements.end_undecoded(
+            connection,
+            [received.entry_id for received, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Ack)],
+        )
 
     def _record_new(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
         self._settlements.record(connection, rows)
