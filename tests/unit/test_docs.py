@@ -22,7 +22,7 @@ import imsync
 from imsync.bus.keys import Keys
 from imsync.cli.reference import COMMON, commands, parameters
 from imsync.embedded import EmbeddedServer
-from imsync.im.verify import Cause
+from imsync.im.causes import Cause
 from imsync.settings.loading import load
 from imsync.settings.model import fields, tables
 from tests.faults.checker import NAMES
