@@ -1,8 +1,8 @@
-"""A user store, a group store with a row for every user, and the stream between them: to be brought apart on purpose."""
+"""A user store, a group store with a row for every user, and the stream between them: to be brought apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,14 @@ from imsync.bus import Bus, ConsumerOptions
 from imsync.bus.codec import encode
 from imsync.bus.handler import Received
 from imsync.bus.outcome import DeadLetter, Outcome
+from imsync.im.causes import Cause
 from imsync.im.events import DESTINATION, UserUpdated
 from imsync.im.flight import GroupFlight
 from imsync.im.group_store import Group, GroupStore, Member
 from imsync.im.relay import Relay
 from imsync.im.user_store import Profile, ProfileEdit, UserStore
 from imsync.im.verify import Drift, Verdict, verify
-from tests.stores import PEOPLE, nick, sql
+from tests.stores import MIA, NOAH, PEOPLE, nick, sql
 
 OPTIONS = ConsumerOptions(until_empty=True, heartbeat_ms=100, block_ms=20)
 
@@ -114,3 +115,71 @@ def foreign(user_id: int, version: int, nick_name: str, source: str) -> bytes:
     """An event that the outbox does not know: somebody else's, or of a history that the source has forgotten."""
     event = UserUpdated(id=user_id, version=version, nick_name=nick_name, head_image="", head_image_thumb="")
     return encode(event, source=source)
+
+
+# ── one way into each cause that a touch mends ───────────────────────────────────────────────────────────
+
+
+def dead_lettered(world: World) -> None:
+    world.rename(MIA, "Mia 2")
+    world.edit(nick(MIA.id, "Mia 3"))
+    world.relay()
+    world.consume(Refusing(world.groups, [MIA.id]))
+
+
+def trimmed(world: World) -> None:
+    world.edit(nick(MIA.id, "Mia 2"), nick(NOAH.id, "Noah 2"))
+    world.relay()
+    world.stream.trim(world.stream.range()[-1].id, exact=True)
+    world.consume()
+
+
+def lost_by_server(world: World) -> None:
+    world.edit(nick(MIA.id, "Mia 2"))
+    world.relay()
+    world.bus.client.flushall()
+    world.consume()
+
+
+def stale_join(world: World) -> None:
+    world.rename(MIA, "Mia 2", "Mia 3")
+    world.group_sql("INSERT INTO im_group_member VALUES (1, 8, 'Mia 2', 'mia_t.png', '', 0)")
+
+
+def edited(world: World) -> None:
+    world.rename(MIA, "Mia 2")
+    world.group_sql("UPDATE im_group_member SET user_nick_name = 'x' WHERE user_id = 1")
+
+
+def ahead(world: World) -> None:
+    world.stream.append(foreign(MIA.id, 7, "Mia 7", world.users.source))
+    world.consume()
+
+
+def missing(world: World) -> None:
+    world.group_sql("DELETE FROM user_profile_replica WHERE user_id = 1")
+
+
+def orphan(world: World) -> None:
+    world.stream.append(foreign(99, 4, "nobody", "urn:somebody:else"))
+    world.consume()
+    world.group_sql("INSERT INTO im_group_member VALUES (99, 8, 'nobody', '', 'mine', 0)")
+
+
+def resurrected(world: World) -> None:
+    world.group_sql("UPDATE user_profile_replica SET deleted = 0, nick_name = 'back' WHERE user_id = 3")
+    world.group_sql("UPDATE im_group_member SET user_nick_name = 'back' WHERE user_id = 3")
+
+
+def unknown(world: World) -> None:
+    world.edit(nick(MIA.id, "Mia 2"))
+    world.relay()
+    world.acknowledge_unseen()
+
+
+WAYS: dict[Cause, Callable[[World], None]] = {
+    Cause(way.__name__): way
+    for way in (
+        dead_lettered, trimmed, lost_by_server, stale_join, edited, ahead, missing, orphan, resurrected, unknown
+    )
+}  # fmt: skip

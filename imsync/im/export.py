@@ -170,8 +170,9 @@ class ExportedCopies:
         """What the rows that copied a key held, and how many of them held it."""
         found = self._find(key) or {}
         try:
-            right = {tuple(found["content"]): found.get("rows", 0) - found.get("stale_rows", 0)} if found else {}
-            return right | {tuple(content): int(rows) for content, rows in found.get("stale", ())}
+            held = {tuple(content): int(rows) for content, rows in found.get("stale", ())}
+            right = found.get("rows", 0) - found.get("stale_rows", 0)
+            return {tuple(found["content"]): right} | held if right else held
         except (KeyError, TypeError, ValueError):
             raise self._not_whole() from None
 
