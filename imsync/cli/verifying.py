@@ -88,14 +88,15 @@ def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
     if verdict.examples:
         columns = ("#user", "projection", "cause", "#source", "#copy", *(("#new",) if plan else ()))
         rows = [
-            (e.user_id, e.projection, e.cause, e.source_version, e.copy_version)
-            + ((plan.new_version(e.user_id) or "-",) if plan else ())
+            (e.user_id, e.projection, e.cause, _version(e.source_version), _version(e.copy_version))
+            + ((_version(plan.new_version(e.user_id)),) if plan else ())
             for e in verdict.examples
         ]
         run.out.table(columns, rows)
         if len(verdict.examples) <= 3:
             for each in verdict.examples:
-                run.out.text(f"user {each.user_id} in {each.projection}: {each.detail}")
+                run.out.text(f"{each.user_id} in {each.projection}:")
+                run.out.text(f"  {each.detail}")
     if verdict.drift > len(verdict.examples) > 0:
         run.out.text(f"… and {number(verdict.drift - len(verdict.examples))} more: see --examples")
     for cause, n in verdict.causes.most_common():
@@ -106,6 +107,15 @@ def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
     run.out.text(f"{verdict.users:,} users, {verdict.rows:,} rows: {found}{_flight(verdict)}")
 
 
+def _version(version: int | None) -> str:
+    """A version as a table has room for it."""
+    from imsync.store.projection import NO_ROOM
+
+    if version is None:
+        return "-"
+    return str(version) if version < NO_ROOM else f"2^63-{2**63 - version}"
+
+
 def _left(verdict: Verdict) -> list[str]:
     """What a touch does not mend, and what does."""
     from imsync.im.causes import Mend
@@ -113,10 +123,10 @@ def _left(verdict: Verdict) -> list[str]:
     lines = []
     for (projection, mend), n in sorted(verdict.mends.items()):
         if mend is Mend.BY_HAND:
-            lines.append(f"{n:,} in {projection} have an id that no event can carry: delete their rows by hand")
+            lines.append(f"{projection}: no event can carry the ids of {n:,}: delete their rows by hand")
         elif mend is not Mend.TOUCH:
             first = "--repair, then " if mend is Mend.TOUCH_REBUILD else ""
-            lines.append(f"{n:,} in {projection} take no event: {first}imsync rebuild {projection}")
+            lines.append(f"{projection}: no event reaches {n:,} of them: {first}imsync rebuild {projection}")
     return lines
 
 
@@ -208,10 +218,7 @@ class Repair:
 
         for projection in self._projections:
             if not view_group(self._run.bus, DESTINATION, projection.name).alive:
-                self._run.out.note(
-                    f"no consumer of {projection.name} is alive: start `imsync consume {projection.name}`; "
-                    f"waiting for {patience_seconds:g} s"
-                )
+                self._run.out.note(f"no consumer of {projection.name} is alive: imsync consume {projection.name}")
         with self._run.out.progress("waiting", touched) as advance:
             return recheck(
                 self._users,

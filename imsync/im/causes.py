@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
-from uuid import UUID
 
 from imsync.bus.event import MAX_INT
 from imsync.bus.outcome import Effect
@@ -165,17 +164,17 @@ def why_behind(source: SourceState, copy: CopyState | None, evidence: Evidence) 
     event, settled = evidence.event, evidence.settled
     if event is None or event.version < source.version:
         return Finding(nothing_known, f"the outbox remembers no event of version {source.version}")
-    told = f"event {UUID(bytes=event.event_id)}"
+    told = f"entry {event.entry_id}"
     if settled is not None and settled.outcome == DEAD:
-        return Finding(Cause.DEAD_LETTERED, f"{told} became a dead letter, entry {settled.entry_id}")
+        return Finding(Cause.DEAD_LETTERED, f"{told} became a dead letter")
     if settled is not None:
         resurrected = source.deleted and copy is not None and not absent and not copy.deleted
         cause = Cause.RESURRECTED if resurrected else Cause.EDITED
         return Finding(cause, f"{told} was settled as {settled.outcome}, and the copy shows {shown}")
     where = evidence.whereabouts
     if where is not None and (where.gone or evidence.lost):
-        return Finding(where.gone or Cause.TRIMMED, f"{told}, entry {event.entry_id}, is not in the stream any more")
-    return Finding(nothing_known, f"the group has acknowledged entry {event.entry_id}, and this store never settled it")
+        return Finding(where.gone or Cause.TRIMMED, f"{told} is not in the stream any more")
+    return Finding(nothing_known, f"{told} was acknowledged, and this store has not settled it")
 
 
 def why_buried(source: SourceState, copy: CopyState, evidence: Evidence) -> Finding:
@@ -200,7 +199,7 @@ def why_other_content(
     """
     detail = f"version {source.version} with other content"
     if _outcome_at(source, evidence) == str(Effect.SUPERSEDED):
-        return Finding(Cause.AHEAD, f"{detail}, which was there before the event of that version came")
+        return Finding(Cause.AHEAD, f"{detail}, that was there before its event came")
     if said and said != expected and _is_at(source, evidence):
         detail = f"version {source.version}: the source is not as its own event says"
     return Finding(Cause.EDITED, detail)

@@ -108,7 +108,7 @@ def test_hundreds_of_looks_find_no_drift(world: World, server: Server) -> None:
     ways: Counter[str] = Counter()
     verdicts: list[Verdict] = []
     with at_work(traffic.edit, traffic.consume, traffic.grab):
-        while len(verdicts) < LOOKS or traffic.edits < EDITS or not WAYS <= ways.keys():
+        while len(verdicts) < LOOKS or traffic.edits < EDITS or not ways.keys() >= WAYS:
             verdicts.append(world.verify())
             ways += verdicts[-1].ways
             assert len(verdicts) < 100 * LOOKS, f"too little was in flight: {traffic.edits} edits, {ways}"
