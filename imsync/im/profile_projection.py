@@ -65,11 +65,12 @@ class Replica(NamedTuple):
         """Whether this state of the source takes the place of what a projection has: it is newer, or it has other
         content and does not resurrect anybody. Nor does a version stay that leaves no room for a newer one.
         """
-        if known is None or self.version > known.version or known.version >= NO_ROOM:
+        if known is None or self.version > known.version:
             return True
-        if self.version < known.version or (known.deleted and not self.deleted):
-            return False
-        return self[:-1] != known[:-1]
+        is_other = self[:-1] != known[:-1]
+        if known.version >= NO_ROOM:
+            return is_other
+        return is_other and self.version == known.version and (bool(self.deleted) or not known.deleted)
 
     def contradicts(self, event_replica: Replica) -> bool:
         """Whether an event that was superseded by this state, and never seen before, cannot come from the same
