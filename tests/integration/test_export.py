@@ -169,6 +169,17 @@ def test_a_file_that_was_cut_anywhere_is_refused(world: World, tmp_path: Path) -
             ExportedCopies(cut, EXPECTED)
 
 
+def test_a_file_to_which_something_was_added_is_refused(world: World, tmp_path: Path) -> None:
+    path = exported(world, tmp_path / "file")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    with pytest.raises(UsageError, match="not whole"):
+        ExportedCopies(path, EXPECTED)
+    path.write_bytes(whole + whole)
+    with pytest.raises(UsageError, match="not whole"):
+        against(world, path)
+
+
 @pytest.mark.parametrize("missing", [2, 3])
 def test_a_file_that_lacks_a_line_is_refused(world: World, tmp_path: Path, missing: int) -> None:
     path = exported(world, tmp_path / "file")
