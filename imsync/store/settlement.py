@@ -100,6 +100,11 @@ class SettlementTable:
                 found[key] = Settlement(outcome, entry_id)
         return found
 
+    def failures(self, after: bytes, limit: int) -> list[tuple[bytes, Settlement]]:
+        """At most `limit` events above a key that are dead or lost, in their order. Reads the whole table."""
+        rows = self._database.query(SQL["failures"], (after, limit))
+        return [(key, Settlement(outcome, entry_id)) for key, outcome, entry_id in rows]
+
     def settled_entries(self, entry_ids: Sequence[str]) -> set[str]:
         """Those of the entries that are settled already. Reads the whole table: for what hardly ever happens."""
         found: set[str] = set()

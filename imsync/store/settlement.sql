@@ -94,6 +94,10 @@ SELECT event_key, outcome FROM settled WHERE event_key IN
 -- name: settlements
 SELECT event_key, outcome, entry_id FROM settled WHERE event_key IN
 
+-- name: failures
+SELECT event_key, outcome, entry_id FROM settled WHERE event_key > ? AND outcome IN ('dead', 'lost')
+ORDER BY event_key LIMIT ?;
+
 -- name: settled_entries
 SELECT entry_id FROM settled WHERE entry_id IN
 
