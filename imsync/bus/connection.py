@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import redis
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
@@ -21,12 +22,15 @@ from redis.retry import Retry
 
 from imsync.errors import ConfigError, GroupMissing, ImsyncError, RedisRefused, RedisUnreachable
 
-if TYPE_CHECKING:
-    from typing import Any
-
 CONNECT_TIMEOUT_SECONDS = 3.0
 READ_MARGIN_SECONDS = 5.0
 """How much longer than a blocking read its socket waits; a shorter timeout tears down healthy connections."""
+
+_NO_INTRODUCTION: dict[str, Any] = (
+    {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}
+)
+"""Without CLIENT SETINFO, which users of few rights may not: each time the server would note it in its ACL LOG.
+redis-py 7.2 has another name for it."""
 
 _NOT_THERE = ("NOGROUP", "UNBLOCKED", "no such key", "The XGROUP subcommand requires the key to exist")
 """How servers begin to say that a stream or a group does not exist."""
@@ -79,6 +83,7 @@ class Endpoint:
             "socket_connect_timeout": timeout_seconds or CONNECT_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
+            **_NO_INTRODUCTION,
         }
         if self.username:
             options["username"] = self.username

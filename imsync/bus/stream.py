@@ -237,6 +237,17 @@ class Stream:
         with translated(self.where):
             return _entries(self._client.xrange(self.key, start, end, count=count))
 
+    def read_after(self, after: str, count: int, block_ms: int | None = None) -> list[Entry]:
+        """XREAD: at most `count` entries after an id, for no group: nothing is moved or noted anywhere.
+
+        Args:
+            block_ms: how long to wait for the first one, in milliseconds; None does not wait. A stream that does not
+                exist yet, or is deleted meanwhile, is waited for.
+        """
+        with translated(self.where):
+            reply = self._client.xread({self.key: after}, count=count, block=block_ms)
+        return _entries(reply[0][1]) if reply else []
+
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that the stream holds, in one round trip."""
         pipeline = self._client.pipeline(transaction=False)
