@@ -129,7 +129,10 @@ def as_imsync_error(error: redis_errors.RedisError, where: str) -> ImsyncError:
     # of a pipeline, redis-py puts the command in front, and with it what the event holds
     answer = str(error).rpartition(" of pipeline caused error: ")[2]
     text = " ".join(answer.split()) or type(error).__name__
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+    if isinstance(error, redis_errors.NoPermissionError):
+        hint = "give the user what it lacks: `imsync config acl` prints what each needs"
+        return RedisRefused(f"Redis at {where} refuses access: {text}", hint)
+    if isinstance(error, redis_errors.AuthenticationError):
         return RedisRefused(f"Redis at {where} refuses access: {text}", "check username and IMSYNC_PASSWORD")
     if isinstance(error, redis_errors.BusyLoadingError):
         return RedisUnreachable(f"Redis at {where} is loading its data", "wait until it has started")

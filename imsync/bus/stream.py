@@ -90,11 +90,13 @@ class Stream:
             transaction.xack(self.key, group, *ids)
             try:
                 return int(transaction.execute()[1])
-            except redis_errors.OutOfMemoryError:
+            except redis_errors.OutOfMemoryError as full:
                 command, key, *arguments = noting
-                return int(
-                    self._client.eval(_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
-                )
+                script = (_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
+                try:
+                    return int(self._client.eval(*script))
+                except redis_errors.NoPermissionError:  # the trouble is the memory: it has to wait for some
+                    raise full from None
 
     def bury(self, group: str, consumer: str, dead_key: str, letters: Sequence[Letter]) -> list[Letter]:
         """Moves those of the entries to the dead letters that the consumer still holds: XADD there and XACK here, in
