@@ -76,7 +76,7 @@ def grants(role: Role, keys: Keys) -> list[Grant]:
         case Role.OPERATOR:
             keyed = "+get +mget +set +del +pexpire +pttl +watch +exists +type +zadd +zrange"
             hashes = "+hmget +hincrby +hset +hkeys +hdel +expire"
-            looking = "+info +config|get +acl|whoami"
+            looking = "+info +config|get"
             return [Grant(f"{connection.commands} {looking} +@stream {keyed} {hashes} +eval", keys.all)]
 
 

@@ -131,7 +131,7 @@ def as_imsync_error(error: redis_errors.RedisError, where: str) -> ImsyncError:
     text = " ".join(answer.split()) or type(error).__name__
     if isinstance(error, redis_errors.NoPermissionError):
         hint = "give the user what it lacks: `imsync config acl` prints what each needs"
-        return RedisRefused(f"Redis at {where} refuses access: {text}", hint)
+        return RedisRefused(f"Redis at {where} refuses access: {text}", hint, is_about_rights=True)
     if isinstance(error, redis_errors.AuthenticationError):
         return RedisRefused(f"Redis at {where} refuses access: {text}", "check username and IMSYNC_PASSWORD")
     if isinstance(error, redis_errors.BusyLoadingError):

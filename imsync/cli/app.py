@@ -14,6 +14,7 @@ from imsync.cli import (
     consumer,
     dead,
     demo,
+    doctor,
     group,
     init,
     publish,
@@ -39,7 +40,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for verb in (
-        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, status, verify,
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, status, verify, doctor,
         server, config,
     ):  # fmt: skip
         verb.register(app)

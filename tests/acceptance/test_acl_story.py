@@ -36,7 +36,7 @@ COMMANDS = {
     Role.OPERATOR: [
         "status", "verify", "tail --until-end", "tail --until-end --dead group", "replay pending --dry-run",
         "replay pending --min-idle 0s", "dead list", "group list", "group create search", "consumer list",
-        "consumer prune --yes", "group drop search --yes", "rebuild group", "rebuild friend",
+        "consumer prune --yes", "group drop search --yes", "rebuild group", "rebuild friend", "doctor",
     ],
 }  # fmt: skip
 """What each of them runs."""
@@ -67,7 +67,7 @@ def become(here: Imsync, role: Role) -> None:
 def refusals(server: Server) -> list[tuple[str, ...]]:
     """What the server has refused to anybody."""
     with server.client() as admin:
-        rows = admin.execute_command("ACL", "LOG")
+        rows = admin.acl_log()
     return [tuple(str(row[name]) for name in ("username", "reason", "object")) for row in rows]
 
 
