@@ -20,6 +20,7 @@ from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from imsync.bus.tls import explain
 from imsync.errors import ConfigError, GroupMissing, ImsyncError, RedisRefused, RedisUnreachable
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -137,6 +138,8 @@ def as_imsync_error(error: redis_errors.RedisError, where: str) -> ImsyncError:
     if isinstance(error, redis_errors.BusyLoadingError):
         return RedisUnreachable(f"Redis at {where} is loading its data", "wait until it has started")
     if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError):
+        if trouble := explain(error, where):
+            return RedisUnreachable(f"cannot reach Redis at {where}: {trouble[0]}", trouble[1])
         return RedisUnreachable(f"cannot reach Redis at {where}: {text}", "is it running? check --url / IMSYNC_URL")
     if text.startswith(_NOT_THERE):
         return GroupMissing(f"no such stream or group at {where}: {text}", "run `imsync init`, or start a consumer")
