@@ -198,7 +198,7 @@ def _described(look: Look) -> dict[str, object]:
     fields = look.entry.fields if letter is None else letter.raw
     row: dict[str, object] = {
         "id": look.entry.id,
-        "published_at": None if when is None else when.isoformat(timespec="milliseconds"),
+        "published_at": "" if when is None else when.isoformat(timespec="milliseconds"),
         "event": look.envelope.event,
         "error": look.envelope.error or None,
         "raw": None

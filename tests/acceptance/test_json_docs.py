@@ -196,6 +196,7 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
     with Bus.embedded(folder / "data") as bus:  # older than retention keeps
         bus.client.xadd(bus.stream("user-update").key, {"event": "not JSON"}, id="1-1")
     run("publish user-update", "--user", str(user), "--nick-name", "小明")
+    run("tail", "--until-end")  # before there is what nobody has documented
     run("publish user-update", "--count", "40", "--invalid", "0.1")
     run("publish user-update", "--stdin", stdin=f'{{"id": {user}, "headImage": ""}}\nnot JSON\n')
     run("status")
@@ -210,6 +211,8 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
     run("consume group", "--until-empty")
     run("consume friend", "--until-empty")
     run("dead list")
+    run("tail", "--dead", "group", "--from", "start", "--count", "1")
+    run("doctor")
     run("verify")
     with contextlib.closing(sqlite3.connect(folder / "data" / "group.db")) as store, store:
         store.execute("UPDATE im_group_member SET user_nick_name = 'by hand'")
@@ -235,12 +238,15 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
         run("group drop", group, "--yes")
     run("status")  # no group is there
     run("config show")
+    run("config acl")
     run("config init", "imsync.toml")
     run("config show")
     run("server status")
     run("server start")
     run("server stop")
     run("server status")
+    (folder / "data" / "friend.db").chmod(0o644)
+    run("doctor")
     patch.setattr("imsync.cli.story.Story", Told)
     run("demo")
     return result
@@ -312,7 +318,8 @@ def test_the_results_of_checks_go_with_their_exit_codes(printed: Printed) -> Non
     assert printed.exit_codes["imsync verify"] == {0, 3}
     assert printed.exit_codes["imsync status"] == {0, 3}
     assert printed.exit_codes["imsync publish user-update"] == {0, 2}
-    others = {"imsync verify", "imsync status", "imsync publish user-update"}
+    assert printed.exit_codes["imsync doctor"] == {0, 3}
+    others = {"imsync verify", "imsync status", "imsync doctor", "imsync publish user-update"}
     assert all(codes == {0} for command, codes in printed.exit_codes.items() if command not in others)
 
 
