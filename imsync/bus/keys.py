@@ -54,6 +54,11 @@ class Keys:
         """The stream that carries the events."""
         return f"{self._tag}:stream"
 
+    @property
+    def all(self) -> str:
+        """The pattern of all keys of the destination, as SCAN and ACL rules take it."""
+        return f"{self._tag}:*"
+
     def dead(self, group: str) -> str:
         """The stream of a group's dead letters."""
         return f"{self._tag}:dead:{group}"

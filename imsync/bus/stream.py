@@ -100,11 +100,13 @@ class Stream:
             transaction.xack(self.key, group, *ids)
             try:
                 return int(transaction.execute()[1])
-            except redis_errors.OutOfMemoryError:
+            except redis_errors.OutOfMemoryError as full:
                 command, key, *arguments = noting
-                return int(
-                    self._client.eval(_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
-                )
+                script = (_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
+                try:
+                    return int(self._client.eval(*script))
+                except redis_errors.NoPermissionError:  # the trouble is the memory: it has to wait for some
+                    raise full from None
 
     def bury(self, group: str, consumer: str, dead_key: str, letters: Sequence[Letter]) -> list[Letter]:
         """Moves those of the entries to the dead letters that the consumer still holds: XADD there and XACK here, in
@@ -248,6 +250,17 @@ class Stream:
             return []
         with translated(self.where):
             return _entries(self._client.xrange(self.key, start, end, count=count))
+
+    def read_after(self, after: str, count: int, block_ms: int | None = None) -> list[Entry]:
+        """XREAD: at most `count` entries after an id, for no group: nothing is moved or noted anywhere.
+
+        Args:
+            block_ms: how long to wait for the first one, in milliseconds; None does not wait. A stream that does not
+                exist yet, or is deleted meanwhile, is waited for.
+        """
+        with translated(self.where):
+            reply = self._client.xread({self.key: after}, count=count, block=block_ms)
+        return _entries(reply[0][1]) if reply else []
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that the stream holds, in one round trip."""

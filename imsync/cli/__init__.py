@@ -61,12 +61,22 @@ def _run(args: list[str], default_config: Path | None) -> int:
     except KeyboardInterrupt:
         raise
     except Exception as error:
-        if os.environ.get("IMSYNC_DEBUG") or _is_about_a_stream(error):
+        if _is_about_a_stream(error):
             raise
+        if os.environ.get("IMSYNC_DEBUG"):
+            _show_traceback()
         return _report(
             args, "internal", f"unexpected {type(error).__name__}: {error}",
             "this is a defect: IMSYNC_DEBUG=1 shows where it happened", 1,
         )  # fmt: skip
+
+
+def _show_traceback() -> None:
+    import traceback
+
+    from imsync.cli.logs import safe_lines
+
+    print(safe_lines(traceback.format_exc()), file=sys.stderr)
 
 
 def _is_about_a_stream(error: Exception) -> bool:

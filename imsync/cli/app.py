@@ -14,6 +14,7 @@ from imsync.cli import (
     consumer,
     dead,
     demo,
+    doctor,
     group,
     init,
     publish,
@@ -22,6 +23,7 @@ from imsync.cli import (
     replay,
     server,
     status,
+    tail,
     trace,
     verify,
 )
@@ -39,8 +41,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for verb in (
-        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, trace, verify, server,
-        config,
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, trace, status, verify,
+        doctor, server, config,
     ):  # fmt: skip
         verb.register(app)
     return app

@@ -60,7 +60,7 @@ class Output:
             self.row(data)
         else:
             for line in lines:
-                print(line)
+                print(safe(line))
 
     def row(self, data: Mapping[str, object]) -> None:
         """One JSON object on a line of its own, in ASCII."""

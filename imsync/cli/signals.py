@@ -42,6 +42,23 @@ def stopping(stop: Callable[[], None], *, deadline_seconds: float) -> Iterator[N
         os.close(reader)
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """For commands that only look: the first signal ends the block, wherever it is."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def _noted(number: int, frame: FrameType | None) -> None:
     """A handler must be there for the number to be written; the watcher does the rest."""
 

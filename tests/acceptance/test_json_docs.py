@@ -201,6 +201,7 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
     with Bus.embedded(folder / "data") as bus:  # older than retention keeps
         bus.client.xadd(bus.stream("user-update").key, {"event": "not JSON"}, id="1-1")
     run("publish user-update", "--user", str(user), "--nick-name", "小明")
+    run("tail", "--until-end")  # before there is what nobody has documented
     run("publish user-update", "--count", "40", "--invalid", "0.1")
     run("publish user-update", "--stdin", stdin=f'{{"id": {user}, "headImage": ""}}\nnot JSON\n')
     run("status")
@@ -219,6 +220,8 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
         die(bus, folder, user)
         dead = [entry.id for entry in bus.dead_letters("user-update", "group").range()]
     run("dead list")
+    run("tail", "--dead", "group", "--from", "start", "--count", "1")
+    run("doctor")
     for letter in dead:
         run("dead show", letter)
     run("dead purge", "--all", "--dry-run")
@@ -275,12 +278,15 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
         run("group drop", group, "--yes")
     run("status")  # no group is there
     run("config show")
+    run("config acl")
     run("config init", "imsync.toml")
     run("config show")
     run("server status")
     run("server start")
     run("server stop")
     run("server status")
+    (folder / "data" / "friend.db").chmod(0o644)
+    run("doctor")
     patch.setattr("imsync.cli.story.Story", Told)
     run("demo")
     return result
@@ -366,7 +372,9 @@ def test_the_results_of_checks_go_with_their_exit_codes(printed: Printed) -> Non
     assert printed.exit_codes["imsync publish user-update"] == {0, 2}
     assert printed.exit_codes["imsync trace"] == {0, 3, 4, 5}
     assert printed.exit_codes["imsync replay dead"] == {0, 1}
-    others = {"imsync verify", "imsync status", "imsync publish user-update", "imsync trace", "imsync replay dead"}
+    assert printed.exit_codes["imsync doctor"] == {0, 3}
+    checks = ("verify", "status", "doctor", "publish user-update", "trace", "replay dead")
+    others = {f"imsync {name}" for name in checks}
     assert all(codes == {0} for command, codes in printed.exit_codes.items() if command not in others)
 
 
