@@ -1,4 +1,4 @@
-"""Places in a stream on the command line: `start`, an entry id, a time, or how long ago."""
+"""Places in a stream on the command line: `start`, `now`, an entry id, a time, or how long ago."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from imsync.cli.durations import milliseconds
 from imsync.errors import UsageError
 
-HELP = "start, an entry id, a time such as 2026-11-23T02:30:00Z, or how long ago, such as 10m"
+HELP = "start, now, an entry id, a time such as 2026-11-23T02:30:00Z, or how long ago, such as 10m"
 """The forms, for help texts and hints."""
 
 _SMALLEST_BARE_ID = 10**11
@@ -21,7 +21,7 @@ def position(text: str, now_ms: int, *, end: bool = False) -> str:
     """The entry id that a place stands for: the first one to read, or with `end` the last one, both included.
 
     Args:
-        text: `start`; an entry id, whose sequence may be left out (`1795413835783`); a time in ISO 8601, in UTC
+        text: `start`; `now`; an entry id, whose sequence may be left out (`1795413835783`); a time in ISO 8601, in UTC
             unless it names an offset; or a duration before now.
         now_ms: the clock that makes the entry ids (`Stream.server_time_ms`), in unix milliseconds.
         end: a millisecond without a sequence means its last entry, not its first.
@@ -32,6 +32,8 @@ def position(text: str, now_ms: int, *, end: bool = False) -> str:
     text = text.strip()
     if text == "start":
         return "0-0"
+    if text == "now":
+        text = "0s"
     if numbers := re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", text):
         return _id(text, numbers[1], numbers[2], end)
     is_duration = re.fullmatch(r"[0-9.]+[a-z]+", text)
@@ -62,3 +64,15 @@ def _time_ms(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0, (moment - _EPOCH) // timedelta(milliseconds=1))
+
+
+def time_of(entry_id: str | None) -> str | None:
+    """When an entry was added, by its id, in RFC 3339 and UTC; None for ids that are no time."""
+    from imsync.bus.entry import id_parts
+
+    if entry_id is None:
+        return None
+    try:
+        return datetime.fromtimestamp(id_parts(entry_id)[0] / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return None

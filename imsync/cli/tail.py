@@ -35,7 +35,7 @@ def tail(
         str | None,
         typer.Option(
             "--from",
-            help=f"Where to begin: now, {positions.HELP}. Without: now; with an end, the start.",
+            help=f"Where to begin: {positions.HELP}. Without: now; with an end, the start.",
             show_default=False,
         ),
     ] = None,

@@ -140,7 +140,7 @@ def test_a_server_that_goes_away_and_comes_back(im: Here, tcp_server: Callable[.
     ("args", "code", "said"),
     [
         (("--from", "yesterday"), 2, "no such place"),
-        (("--to", "now"), 2, "no such place"),
+        (("--to", "end"), 2, "no such place"),
         (("--to", "1h", "--until-end"), 2, "two ends"),
         (("--format", "%q"), 2, "stands for nothing"),
         (("--format", "%i", "--json"), 2, "two ways"),

@@ -13,9 +13,8 @@ from imsync.bus.entry import LAST_ID, is_entry_id
 from imsync.bus.glimpse import MAX_TEXT, Glimpse, glimpse
 from imsync.bus.history import before
 from imsync.cli.lines import aligned, cells, fold, shorten
-from imsync.cli.points import Point, point, time_of
+from imsync.cli.positions import time_of
 from imsync.cli.render import safe
-from imsync.errors import UsageError
 from tests.acceptance.driver import hidden_characters
 
 NOW_MS = 1_800_000_000_000
@@ -44,28 +43,6 @@ def test_columns_are_aligned_and_only_one_gives_way(monkeypatch: pytest.MonkeyPa
         "a        1  " + "x" * 17 + "…",
         "長    1000  short",
     ]
-
-
-def test_points() -> None:
-    assert point("start", NOW_MS) == Point("0-0")
-    assert point("now", NOW_MS) == Point(str(NOW_MS))
-    assert point("1795413835783-4", NOW_MS) == Point("1795413835783-4")
-    assert point("1795413835783", NOW_MS) == Point("1795413835783")
-    assert point("24h", NOW_MS) == Point(str(NOW_MS - 86_400_000))
-    assert point("99999d", NOW_MS) == Point("0")
-    assert point("2026-11-23T08:00:00Z", NOW_MS) == point("2026-11-23T10:00:00+02:00", NOW_MS)
-    assert point("2026-11-23T08:00:00", NOW_MS) == Point("1795420800000", assumed_utc=True)
-    for bad in (
-        "",
-        "yesterday",
-        "-1h",
-        "1969-01-01T00:00:00Z",
-        f"{2**64}",
-        "1-2-3",
-        "2026-13-01",
-    ):
-        with pytest.raises(UsageError):
-            point(bad, NOW_MS)
 
 
 def test_times_and_neighbours_of_ids() -> None:

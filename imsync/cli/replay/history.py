@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imsync.cli import positions
 from imsync.cli.letters import Group
 from imsync.cli.run import Run
 
@@ -41,7 +42,7 @@ class _Planned:
     seek: str | None = None
 
     def described(self) -> dict[str, object]:
-        from imsync.cli.points import time_of
+        from imsync.cli.positions import time_of
 
         return {
             "group": self.group,
@@ -64,10 +65,7 @@ def from_(
     run: Run,
     start: Annotated[
         str,
-        typer.Argument(
-            help="Where to begin: start, an entry id, a time (RFC 3339, UTC when it has no offset), "
-            "or how long ago: 30m, 24h, 7d."
-        ),
+        typer.Argument(help=f"Where to begin: {positions.HELP}. A time is in UTC unless it names an offset."),
     ],
     to: Annotated[
         str | None,
@@ -140,21 +138,19 @@ def from_(
 def _part(run: Run, start: str, to: str | None, user: int | None) -> Part:
     """The part that is meant. It ends where the stream ends now, so that it has an end while traffic flows."""
     from imsync.bus.entry import id_parts
-    from imsync.cli.points import point
+    from imsync.cli.positions import position
     from imsync.errors import UsageError
     from imsync.im.events import DESTINATION
     from imsync.im.reapplying import Part
 
     stream = run.bus.stream(DESTINATION)
     now_ms = stream.server_time_ms()
-    first = point(start, now_ms)
+    first = position(start, now_ms)
     info = stream.info()
-    last = point(to, now_ms).bound if to is not None else info.last_generated_id if info else "0-0"
-    if first.assumed_utc or (to is not None and point(to, now_ms).assumed_utc):
-        run.out.note("a time without an offset is taken for UTC")
-    if to is not None and id_parts(last)[0] < id_parts(first.bound)[0]:
+    last = position(to, now_ms, end=True) if to is not None else info.last_generated_id if info else "0-0"
+    if to is not None and id_parts(last) < id_parts(first):
         raise UsageError(f"--to {to[:40]!a} is before {start[:40]!a}", "the first point comes first")
-    return Part(first.bound, last, user)
+    return Part(first, last, user)
 
 
 def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
@@ -268,7 +264,7 @@ def _told(counts: Counter[str]) -> str:
 
 def _print_plan(planned: _Planned, part: Part) -> None:
     from imsync.cli.lines import fold
-    from imsync.cli.points import time_of
+    from imsync.cli.positions import time_of
 
     plan, group = planned.plan, planned.group
     lines = [f"group {group}: {plan.entries:,} {'entry' if plan.entries == 1 else 'entries'}"]
