@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TextIO
 
 from imsync.cli.render import safe
@@ -80,7 +81,7 @@ def _plain(value: object) -> object:
 def early_format(args: Sequence[str], environ: Mapping[str, str]) -> str:
     """The format as far as it can be told before the settings are read: by the flag, or by the environment."""
     wanted = environ.get("IMSYNC_LOG_FORMAT", TEXT)
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in pairwise([*args, ""]):
         if word == "--log-format":
             wanted = following
         elif word.startswith("--log-format="):
