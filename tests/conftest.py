@@ -20,6 +20,11 @@ from tests.servers import LossyProxy, Server, ServerMissing, Spawn, StartServer
 
 CHECKOUT = Path(__file__).parents[1]
 
+# Whoever runs the tests in the background ignores these signals, and every process of a test would inherit that.
+for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
+
 # Random everywhere, in CI too: a failure prints the line that reproduces it.
 hypothesis.settings.register_profile("imsync", deadline=None, print_blob=True, derandomize=False)
 hypothesis.settings.load_profile("imsync")

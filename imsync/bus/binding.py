@@ -15,7 +15,7 @@ from imsync.bus.connection import translated
 from imsync.bus.handler import BoundStore
 from imsync.bus.keys import Keys
 from imsync.bus.stream import Stream
-from imsync.errors import GroupMissing, StoreMismatch
+from imsync.errors import StoreMismatch
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -111,10 +111,7 @@ class Binding:
             self._client.execute_command(*self.advance())
 
     def _was_fed(self) -> bool:
-        try:
-            group = next((info for info in self._stream.groups() if info.name == self._group), None)
-        except GroupMissing:
-            return False
+        group = next((info for info in self._stream.groups() if info.name == self._group), None)
         return group is not None and group.last_delivered_id != "0-0"
 
     def _mismatch(self, message: str) -> StoreMismatch:

@@ -149,8 +149,8 @@ class Consumer(Generic[E]):
                 stream again would repeat effects.
             StoreMismatch: the handler's store is not the one that belongs to the group.
         """
-        self._heartbeat.start()
         try:
+            self._heartbeat.start()
             self._create_group()
             if self._telemetry:
                 self._telemetry.emit(ConsumerStarted(*self._whose))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,8 @@ FIELD: Final = b"event"
 """The one field of an entry."""
 
 Fields = Mapping[bytes, bytes]
+
+_ENTRY_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,18 @@ def id_parts(entry_id: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence or 0)
 
 
+def is_entry_id(text: str) -> bool:
+    """Whether Redis takes this for one: a 64-bit number of milliseconds, and one that counts within them."""
+    numbers = _ENTRY_ID.fullmatch(text)
+    return numbers is not None and all(int(each) < 2**64 for each in numbers.groups(default="0"))
+
+
 def following(entry_id: str) -> str:
     """The exclusive form of a range's start: everything after this id."""
     return f"({entry_id}"
+
+
+LAST_ID: Final = f"{2**64 - 1}-{2**64 - 1}"
+"""The largest entry id there can be."""
+AFTER_ALL: Final = following(LAST_ID)
+"""The exclusive form of a range's start behind which there can be nothing."""

@@ -300,23 +300,41 @@ class Processor(Generic[E]):
         self.let_go(ids)
 
     def _decode(self, entry: Entry) -> E | None:
-        if entry.body is None:
-            raise DataError("no_event_field", "the entry has no field `event`")
-        return self._decoder.decode(entry.body)
+        return decode_entry(self._decoder, entry)
 
     def _apply(self, received: Sequence[Received[E]]) -> Sequence[Outcome]:
-        if not received:
-            return []
-        try:
-            return _checked(self._handler.apply(received), len(received))
-        except (InfrastructureError, StoreMismatch):
-            raise
-        except Exception as error:
-            if len(received) == 1:
-                self._log.debug("the handler failed on event %s", received[0].event.event_id, exc_info=True)
-                return [Retry.after(error)]
-        # one bad event must not fail its batch
-        return [outcome for delivery in received for outcome in self._apply([delivery])]
+        return apply_apart(self._handler, received)
+
+
+def decode_entry(decoder: Decoder[E], entry: Entry) -> E | None:
+    """The event in an entry; None when its type is one to ignore.
+
+    Raises:
+        DataError: there is none that the decoder reads.
+    """
+    if entry.body is None:
+        raise DataError("no_event_field", "the entry has no field `event`")
+    return decoder.decode(entry.body)
+
+
+def apply_apart(handler: Handler[E], received: Sequence[Received[E]]) -> Sequence[Outcome]:
+    """What a handler makes of deliveries: of all together, and one by one when it fails on them, so that one bad event
+    does not fail its batch.
+
+    Raises:
+        InfrastructureError, StoreMismatch: nothing is known of any of them.
+    """
+    if not received:
+        return []
+    try:
+        return _checked(handler.apply(received), len(received))
+    except (InfrastructureError, StoreMismatch):
+        raise
+    except Exception as error:
+        if len(received) == 1:
+            log.debug("the handler failed on event %s", received[0].event.event_id, exc_info=True)
+            return [Retry.after(error)]
+    return [outcome for delivery in received for outcome in apply_apart(handler, [delivery])]
 
 
 def _checked(outcomes: Sequence[Outcome], expected: int) -> Sequence[Outcome]:

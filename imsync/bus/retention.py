@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from imsync.bus.entry import following, id_parts
+from imsync.bus.entry import LAST_ID, following, id_parts
 from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 
-NO_LIMIT = f"{2**64 - 1}-{2**64 - 1}"
-"""The largest entry id there can be: a bound that bounds nothing."""
+NO_LIMIT = LAST_ID
+"""A bound that bounds nothing."""
 
 WALK_PAGE = 1000
 TRIM_LIMIT = 100_000

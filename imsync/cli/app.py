@@ -22,6 +22,7 @@ from imsync.cli import (
     replay,
     server,
     status,
+    trace,
     verify,
 )
 
@@ -38,7 +39,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for verb in (
-        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, verify, server, config
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, trace, verify, server,
+        config,
     ):  # fmt: skip
         verb.register(app)
     return app

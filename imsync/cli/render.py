@@ -71,6 +71,10 @@ class Output:
         """A table for people; columns that start with `#` hold numbers."""
         console(sys.stdout).print(_table(columns, rows, title))
 
+    def text(self, line: str) -> None:
+        """A line for people."""
+        print(safe(line))
+
     def note(self, message: str, level: int = logging.INFO, **fields: object) -> None:
         """A message that is not a result. See `imsync.cli.logs.tell`."""
         from imsync.cli.logs import tell
@@ -90,8 +94,12 @@ class Output:
             screen.stop()
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A progress bar on stderr, when that is a terminal. Yields a function that takes the further steps done."""
+    def progress(self, what: str, total: int | Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+        """A progress bar on stderr, when that is a terminal. Yields a function that takes the further steps done.
+
+        Args:
+            total: how many steps there are, or what tells it, which is only asked when there is a bar.
+        """
         from imsync.cli.logs import writes_json
 
         if self.as_json or writes_json() or not sys.stderr.isatty():
@@ -101,7 +109,7 @@ class Output:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(what, total=total() if callable(total) else total)
             yield lambda steps: bar.update(task, advance=steps)
 
 

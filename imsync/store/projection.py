@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from imsync.bus.event import Event
+from imsync.bus.event import MAX_INT, Event
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import Outcome
 from imsync.store.settlement import Percentiles, Settlement
+
+NO_ROOM = MAX_INT - 1
+"""A version from which on a key could not be published and then be changed once more. No source has counted so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +52,12 @@ class CopyState:
     stale_rows: int
 
 
-class Projection(Protocol):
-    """A store that follows events."""
+class Copies(Protocol):
+    """What `verify` reads of a projection: of the store itself, or of an export of it."""
 
     @property
     def name(self) -> str:
         """The projection's name, which is its consumer group's."""
-        ...
-
-    @property
-    def events(self) -> Sequence[type[Event]]:
-        """The event classes that it takes: views that declare the fields it keeps."""
-        ...
-
-    def apply(self, batch: Sequence[Received[Any]], /) -> Sequence[Outcome]:
-        """See `imsync.bus.Handler`. Per key, applied versions only rise."""
-        ...
-
-    def record_dead(self, dead: Sequence[Rejected], /) -> None:
-        """See `imsync.bus.SettlementLog`."""
-        ...
-
-    def record_lost(self, entry_ids: Sequence[str], /) -> None:
-        """See `imsync.bus.SettlementLog`."""
         ...
 
     def states(self, after: int, limit: int) -> list[CopyState]:
@@ -90,12 +76,31 @@ class Projection(Protocol):
         """The content that a right copy of this source has."""
         ...
 
-    def close(self) -> None:
-        """Closes the store."""
+    def settled(self, event_ids: Collection[bytes]) -> Mapping[bytes, Settlement]:
+        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes). An
+        entry of which no event is known has the id `imsync.store.settlement.key_of` gives it.
+        """
         ...
 
-    def settled(self, event_ids: Collection[bytes]) -> Mapping[bytes, Settlement]:
-        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes)."""
+
+class Projection(Copies, Protocol):
+    """A store that follows events."""
+
+    @property
+    def events(self) -> Sequence[type[Event]]:
+        """The event classes that it takes: views that declare the fields it keeps."""
+        ...
+
+    def apply(self, batch: Sequence[Received[Any]], /) -> Sequence[Outcome]:
+        """See `imsync.bus.Handler`. Per key, applied versions only rise."""
+        ...
+
+    def record_dead(self, dead: Sequence[Rejected], /) -> None:
+        """See `imsync.bus.SettlementLog`."""
+        ...
+
+    def record_lost(self, entry_ids: Sequence[str], /) -> None:
+        """See `imsync.bus.SettlementLog`."""
         ...
 
     def tallies(self) -> Mapping[tuple[str, str], int]:
@@ -104,4 +109,21 @@ class Projection(Protocol):
 
     def staleness(self) -> Percentiles:
         """How old edits were when their copies were brought up to date, over the last day."""
+        ...
+
+    def close(self) -> None:
+        """Closes the store."""
+        ...
+
+
+@runtime_checkable
+class FailureLog(Protocol):
+    """What a projection may offer besides: which events it settled without an effect, so that an export of it can say
+    why copies are behind.
+    """
+
+    def failures(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Settlement]]:
+        """At most `limit` events above the id `after` that became dead letters or were lost, in the order of their
+        ids.
+        """
         ...

@@ -100,6 +100,11 @@ class SettlementTable:
                 found[key] = Settlement(outcome, entry_id)
         return found
 
+    def failures(self, after: bytes, limit: int) -> list[tuple[bytes, Settlement]]:
+        """At most `limit` events above a key that are dead or lost, in their order. Reads the whole table."""
+        rows = self._database.query(SQL["failures"], (after, limit))
+        return [(key, Settlement(outcome, entry_id)) for key, outcome, entry_id in rows]
+
     def settled_entries(self, entry_ids: Sequence[str]) -> set[str]:
         """Those of the entries that are settled already. Reads the whole table: for what hardly ever happens."""
         found: set[str] = set()
@@ -130,6 +135,18 @@ class SettlementTable:
         self.count(connection, Counter((row.source, row.outcome) for row in settled))
         dead = Counter((row.source, DEAD) for row in settled)
         self.count(connection, {key: -n for key, n in dead.items()})
+
+    def end_undecoded(self, connection: sqlite3.Connection, entry_ids: Iterable[str]) -> None:
+        """Forgets that entries were dead because nobody could decode them. Somebody has, and from now on each counts by
+        its event id: under both keys it would count twice.
+        """
+        undecoded = connection.execute(SQL["tally"], ("", DEAD)).fetchone()
+        if not undecoded or not undecoded[0]:
+            return  # hardly ever is there one, and this is on the way of every event
+        keys = [(key_of(None, entry_id), DEAD) for entry_id in entry_ids]
+        ended = connection.executemany(SQL["end_undecoded"], keys).rowcount if keys else 0
+        if ended:
+            self.count(connection, {("", DEAD): -ended})
 
     def count(self, connection: sqlite3.Connection, numbers: Mapping[tuple[str, str], int]) -> None:
         """Adds to the tallies, by (source, outcome)."""

@@ -94,8 +94,18 @@ SELECT event_key, outcome FROM settled WHERE event_key IN
 -- name: settlements
 SELECT event_key, outcome, entry_id FROM settled WHERE event_key IN
 
+-- name: failures
+SELECT event_key, outcome, entry_id FROM settled WHERE event_key > ? AND outcome IN ('dead', 'lost')
+ORDER BY event_key LIMIT ?;
+
 -- name: settled_entries
 SELECT entry_id FROM settled WHERE entry_id IN
+
+-- name: tally
+SELECT n FROM tally WHERE source = ? AND outcome = ?;
+
+-- name: end_undecoded
+DELETE FROM settled WHERE event_key = ? AND outcome = ?;
 
 -- name: count
 INSERT INTO tally (source, outcome, n) VALUES (?, ?, ?)

@@ -238,8 +238,16 @@ class SettlingStore:
             self._record_once(connection, [Settled(key_of(None, entry_id), LOST, entry_id, "") for entry_id in lost])
 
     def settled(self, event_ids: Collection[bytes]) -> dict[bytes, Settlement]:
-        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes)."""
+        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes). An
+        entry of which no event is known has the id `key_of` gives it.
+        """
         return self._settlements.look_up(event_ids)
+
+    def failures(self, after: bytes, limit: int) -> list[tuple[bytes, Settlement]]:
+        """At most `limit` events above the id `after` that became dead letters or were lost, in the order of their
+        ids.
+        """
+        return self._settlements.failures(after, limit)
 
     def tallies(self) -> dict[tuple[str, str], int]:
         """How many events were settled, by (source, outcome)."""
@@ -294,6 +302,10 @@ class SettlingStore:
         if copies:
             self._settlements.note_copies(connection, copies)
             self._settlements.count(connection, repeats)
+        self._settlements.end_undecoded(
+            connection,
+            [received.entry_id for received, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Ack)],
+        )
 
     def _record_new(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
         self._settlements.record(connection, rows)

@@ -90,6 +90,18 @@ USAGE = [
     ("replay pending --id 17-x", "bad entry id"),
     ("replay pending --group nobody", "no service"),
     ("dead list --group nobody", "no service"),
+    ("dead list --since 5", "bad duration"),
+    ("dead list --user 0", "bad user"),
+    ("dead show 17-x", "bad entry id"),
+    ("dead purge --yes", "say which"),
+    ("replay dead --rate 0", "--rate"),
+    ("replay dead --id x", "bad entry id"),
+    ("replay from yesterday", "bad point"),
+    ("replay from start --to x", "bad point"),
+    ("replay from start --user -1", "bad user"),
+    ("replay from start --seek --to now", "--seek moves"),
+    ("trace 4242", "no user 4242"),
+    ("trace 0", "bad user"),
     ("consume group --name 'two words'", "bad consumer name"),
     ("consume group --batch 0", "--batch"),
     ("consume nobody", "nobody"),
@@ -284,7 +296,20 @@ def test_no_standard_input_is_no_lines(im: Imsync) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["consume group", "relay", "status", "verify", "dead list", "replay pending", f"{EDIT} --count 3"],
+    [
+        "consume group",
+        "relay",
+        "status",
+        "verify",
+        "dead list",
+        "replay pending",
+        "replay dead",
+        "replay from start",
+        "dead show 1-1",
+        "dead purge --all",
+        "trace 7",
+        f"{EDIT} --count 3",
+    ],
 )
 def test_without_init_everything_points_to_it_and_makes_nothing(bare: Imsync, command: str) -> None:
     check_json(bare.run(*command.split(), "--json"), 5, "store_unusable", str(bare.data))
@@ -365,6 +390,8 @@ def test_a_locked_store_fails_commands_that_run_once(im: Imsync) -> None:
     with im.client() as client:
         client.xreadgroup("group", "somebody", {im.stream: ">"})
     with im.locked("group"):
-        check_words(im.run("replay", "pending", "--min-idle", "0s"), 5, "locked")
+        done = im.run("replay", "pending", "--min-idle", "0s").expect(5)
+        assert "locked" in done.err
+        assert "predicted" in done.out  # the plan comes first
     assert len(im.pending()) == 3  # claimed, and lost by nobody
     assert im.json("replay", "pending", "--min-idle", "0s")["taken_over"] == 3

@@ -79,7 +79,7 @@ def test_a_consumer_outlives_its_server(im: Imsync, durable: Server, until_empty
 def test_a_relay_outlives_its_server(im: Imsync, durable: Server) -> None:
     im.set(URL=durable.url)
     relay = im.start("relay")
-    eventually((im.data / "user.db.relay-lock").exists)  # past its start, where trouble ends it
+    eventually((im.data / "user.db.relay-lock").exists, within=30)  # past its start, where trouble ends it
     user = im.users()[0]
     im.json("publish", "user-update", "--user", user, "--nick-name", "eins")
     durable.kill()

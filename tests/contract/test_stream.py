@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.entry import ConsumerInfo, Entry, GroupInfo, Letter, PendingSummary, StreamInfo, following, id_parts
+from imsync.bus.entry import (
+    LAST_ID,
+    ConsumerInfo,
+    Entry,
+    GroupInfo,
+    Letter,
+    PendingSummary,
+    StreamInfo,
+    following,
+    id_parts,
+)
 from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 from tests.contract.conftest import KEY, Backend
@@ -252,6 +262,22 @@ def test_a_range_includes_its_ends(stream: Stream) -> None:
     assert ids_of(stream.range(following(ids[1]))) == ids[2:]
     assert ids_of(stream.range(ids[1], count=2)) == ids[1:3]
     assert stream.range(following(ids[4])) == stream.range(NOBODY_ID, NOBODY_ID) == []
+
+
+def test_fetching_keeps_the_order_and_tells_what_is_gone(stream: Stream) -> None:
+    gone, there = stream.append(b"x"), stream.append(b"y")
+    stream.delete([gone])
+    assert stream.fetch([there, gone]) == [Entry(there, {b"event": b"y"}), Entry(gone, {})]
+    assert stream.fetch([]) == []
+
+
+def test_behind_the_largest_id_there_is_nothing(stream: Stream) -> None:
+    """The server calls such a range an error."""
+    stream.create_group(GROUP)
+    stream._client.xadd(stream.key, {"event": "x"}, id=LAST_ID)
+    assert ids_of(stream.range()) == [LAST_ID]
+    assert stream.range(following(LAST_ID)) == []
+    assert stream.pending(GROUP, start=following(LAST_ID), count=5) == []
 
 
 def test_existing_tells_what_is_still_there(stream: Stream) -> None:

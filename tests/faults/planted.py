@@ -257,7 +257,13 @@ def lost_entries_ignored() -> Iterator[None]:
         yield
 
 
-@planted("trimming looks at no group", "copies_differ", "accepted_edit_without_outcome", "accounting_open")
+@planted(
+    "trimming looks at no group",
+    "copies_differ",
+    "accepted_edit_without_outcome",
+    "accounting_open",
+    "dead_letter_missing",
+)
 def trimmed_past_the_floor() -> Iterator[None]:
     with patch.object(retention, "floor", lambda stream: Floor(NO_LIMIT, "")):
         yield

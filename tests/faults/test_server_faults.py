@@ -203,10 +203,10 @@ def test_entries_of_a_living_consumer_look_old(world: World, fault: Fault) -> No
     row = fault("server clock forward · XCLAIM TIME of 1970")
     world.edit(20)
     world.publish()
-    slow = world.consumer("group", at=[At("before_apply")], options={"batch": 5})
+    slow = world.consumer("group", at=[At("before_apply")], options={"batch": 5, "heartbeat_ms": 1000})
     slow.reach("before_apply")
     ids, name = held_by(world, slow), name_of(world, slow)
-    other = world.consumer("group", options={"batch": 5})
+    other = world.consumer("group", options={"batch": 5, "heartbeat_ms": 1000})
     for _ in range(5):
         before = settled(world)[0]
         world.client.xclaim(STREAM, "group", name, 0, ids, time=0, justid=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from imsync.bus import Ack, Backoff, ConsumerOptions, Effect, Endpoint, Received, RetryPolicy
+from imsync.bus.consumer import FAILING_LIMIT
 from imsync.bus.liveness import Heartbeat
 from tests.consumers import Noted, Recorder, Rig, Settling
 from tests.servers import eventually
@@ -32,6 +33,21 @@ def test_events_that_keep_failing_do_not_starve_the_others(rig: Rig) -> None:
     eventually(lambda: handler.numbers == list(range(41, 61)))
     running.stop()
     assert rig.pending() == {running.consumer.name: 40}
+
+
+def test_no_more_is_taken_on_than_can_be_kept_at_hand(rig: Rig) -> None:
+    """A handler that fails on everything: what it failed on is kept in memory until its next attempt."""
+
+    def fail(numbers: list[int]) -> None:
+        raise RuntimeError("no")
+
+    rig.publish(range(1, 2001))
+    patient = RetryPolicy(10, Backoff(first_seconds=3600, longest_seconds=3600))
+    running = rig.start(Settling(fail), retry=patient, batch=250)
+    eventually(lambda: running.consumer.counts.failing >= FAILING_LIMIT)
+    rig.publish([2001])  # would be read at once
+    running.stop()
+    assert rig.pending() == {running.consumer.name: FAILING_LIMIT}
 
 
 def test_retries_that_are_due_are_not_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

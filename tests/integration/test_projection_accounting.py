@@ -20,7 +20,7 @@ from imsync.bus.handler import Rejected
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Ack, DeadLetter, Outcome
 from imsync.im.events import IMBaseEvent
 from imsync.im.group_store import GroupStore
-from imsync.store.settlement import MAX_SOURCES
+from imsync.store.settlement import MAX_SOURCES, key_of
 from tests.projections import (
     BEGAN,
     FRIEND,
@@ -176,6 +176,37 @@ def test_any_order_any_batches_and_any_repeats_end_in_the_same_bytes(
         path.write_bytes(empty)
     as_it_happened = consumed(kind, one, history, [[event] for event in history])
     assert consumed(kind, other, history, batches) == as_it_happened
+
+
+def test_how_events_were_settled_can_be_asked(kind: Kind, store: Store) -> None:
+    applied, older, dead = update(1, 5), update(1, 3), update(2, 2)
+    deliver(kind, store, applied, older)
+    store.record_dead([Rejected(dead, "4-0", DeadLetter("test", ""))])
+    store.record_lost(["5-0"])
+    asked = [each.event_id.bytes for each in (applied, older, dead, update(3, 1))] + [key_of(None, "5-0")]
+    assert store.settled(asked) == {
+        applied.event_id.bytes: ("applied", "1-0"),
+        older.event_id.bytes: ("superseded", "1-0"),
+        dead.event_id.bytes: ("dead", "4-0"),
+        b"entry:5-0": ("lost", "5-0"),
+    }
+    assert store.settled([]) == {}
+    failures = [(dead.event_id.bytes, ("dead", "4-0")), (b"entry:5-0", ("lost", "5-0"))]
+    assert store.failures(b"", 10) == failures
+    assert store.failures(b"", 1) == failures[:1]
+    assert store.failures(dead.event_id.bytes, 10) == failures[1:]
+
+
+def test_what_the_rows_of_a_user_hold_can_be_asked(kind: Kind, store: Store) -> None:
+    deliver(kind, store, update(1, 1))
+    for container in (7, 8, 9):
+        kind.join(store, 1, container)
+    assert store.contents(1) == {("name 1", kind.picture(update(1, 1))): 3}
+    column = kind.columns.split(", ")[2]
+    user, container = kind.columns.split(", ")[:2]
+    sql(store.path, f"UPDATE {kind.table} SET {column} = 'x' WHERE {user} = 1 AND {container} = 8")
+    assert store.contents(1) == {("name 1", kind.picture(update(1, 1))): 2, ("x", kind.picture(update(1, 1))): 1}
+    assert store.contents(2) == {}
 
 
 def test_dead_letters_are_recorded_once(kind: Kind, store: Store) -> None:

@@ -297,3 +297,21 @@ def test_states_are_read_in_pages(store: UserStore) -> None:
     assert (store.count_users(), store.active_ids(), store.is_demo) == (3, [1, 2], False)
     many = {n: n for n in range(1, 2000)}
     assert store.profiles(many) == {1: MIA, 2: NOAH, 3: GONE}
+
+
+def test_what_the_outbox_remembers_of_a_user(store: UserStore, path: Path) -> None:
+    store.edit_many([nick(1, "a"), nick(2, "b"), nick(1, "c")])
+    store.mark_sent([(1, "7-0")])
+    newest, older = store.events_of(1)
+    assert (newest.seq, newest.version, newest.entry_id, newest.sent_ms) == (3, 3, None, None)
+    assert (older.seq, older.version, older.entry_id) == (1, 2, "7-0")
+    assert older.sent_ms is not None
+    rows = sql(path, "SELECT event_id, body, created_ms FROM outbox WHERE seq = 3")
+    assert rows == [(newest.event_id, newest.body, newest.created_ms)]
+    assert store.events_of(1, 1) == [newest]
+    assert store.events_of(3) == []
+
+
+def test_ids_are_read_in_pages(store: UserStore) -> None:
+    assert store.ids(-(2**63), 2) == [1, 2]
+    assert store.ids(2, 2) == [3]

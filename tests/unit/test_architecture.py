@@ -133,6 +133,20 @@ def test_the_public_names_are_imported_on_first_use() -> None:
     assert run(code) == "['imsync']"
 
 
+def test_who_asks_the_bus_for_a_name_loads_what_that_name_needs_and_no_more() -> None:
+    import imsync.bus
+
+    assert all(getattr(imsync.bus, name).__class__ for name in imsync.bus.__all__)
+    assert sorted(imsync.bus._HOME_OF) == sorted(imsync.bus.__all__)
+    code = "import sys; from imsync.bus import Event, Received; print('redis' in sys.modules)"
+    assert run(code) == "False"
+
+
+def test_comparing_stores_needs_no_redis() -> None:
+    code = "import sys, imsync.im.verify, imsync.im.workspace, imsync.im.export; print('redis' in sys.modules)"
+    assert run(code) == "False"
+
+
 def test_the_bus_knows_the_embedded_server_only_when_asked_for_one() -> None:
     found = [
         (path.name, each.function)

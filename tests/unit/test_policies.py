@@ -16,7 +16,7 @@ from redis import Connection, SSLConnection, UnixDomainSocketConnection
 from imsync.bus.connection import READ_MARGIN_SECONDS, Endpoint
 from imsync.bus.keys import Keys, check_name
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, DeadLetter, Outcome, Retry
-from imsync.bus.retry import Backoff, RetryPolicy
+from imsync.bus.retry import Backoff, RetryPolicy, Steps
 from imsync.errors import ConfigError, UsageError
 
 # ── when to try again ────────────────────────────────────────────────────────────────────────────────
@@ -44,6 +44,18 @@ class Highest(random.Random):
 class Lowest(random.Random):
     def random(self) -> float:
         return 0.0
+
+
+@pytest.mark.parametrize("seconds", [(), (1.0, -1.0)])
+def test_steps_are_delays(seconds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="at least one delay"):
+        Steps(seconds)
+
+
+@pytest.mark.parametrize("bounds", [{"max_attempts": 0}, {"max_deaths": 0}])
+def test_everything_is_tried_at_least_once(bounds: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        RetryPolicy(**bounds)
 
 
 def test_the_ceiling_doubles_up_to_the_longest_delay() -> None:

@@ -1,0 +1,74 @@
+"""Lines for people that fit into their terminal: folded at words, and columns that never wrap."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from imsync.cli.render import safe
+
+NARROWEST = 40
+
+
+def width() -> int:
+    """How wide a line of stdout may be; wide where it goes to no terminal."""
+    return max(NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 200
+
+
+def cells(text: str) -> int:
+    """How many columns a text takes: CJK and emoji take two each."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fold(text: object, indent: str = "", columns: int | None = None) -> Iterator[str]:
+    """A text from anywhere in lines, each indented; broken at blanks, and where there is none at the edge."""
+    room = max(NARROWEST // 2, (columns or width()) - cells(indent))
+    line = ""
+    for word in safe(text).split(" "):
+        if line and cells(line) + 1 + cells(word) > room:
+            yield indent + line
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+        while cells(line) > room:
+            head = shortened_to(line, room)
+            yield indent + head
+            line = line[len(head) :]
+    yield indent + line
+
+
+def shortened_to(text: str, columns: int) -> str:
+    """As much of the beginning as fits."""
+    taken = 0
+    for index, character in enumerate(text):
+        taken += cells(character)
+        if taken > columns:
+            return text[: max(1, index)]
+    return text
+
+
+def shorten(text: object, columns: int) -> str:
+    """A text from anywhere on one line, with an ellipsis where it was cut."""
+    shown = safe(text)
+    return shown if cells(shown) <= columns else shortened_to(shown, max(1, columns - 1)) + "…"
+
+
+def aligned(titles: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: int = -1) -> Iterator[str]:
+    """Columns two blanks apart, each row on one line. Titles that start with `#` stand over numbers.
+
+    Args:
+        flexible: the column that is cut when a row is too wide for the terminal.
+    """
+    table = [[title.lstrip("#") for title in titles], *([safe(cell) for cell in row] for row in rows)]
+    widths = [max(map(cells, column)) for column in zip(*table, strict=True)]
+    others = sum(widths) - widths[flexible] + 2 * (len(widths) - 1)
+    widths[flexible] = max(8, min(widths[flexible], width() - others))
+    for row in table:
+        padded = []
+        for text, title, columns in zip(row, titles, widths, strict=True):
+            shown = shorten(text, columns)
+            blanks = " " * (columns - cells(shown))
+            padded.append(blanks + shown if title.startswith("#") else shown + blanks)
+        yield "  ".join(padded).rstrip()
