@@ -64,6 +64,3 @@ def _root(
     Results go to stdout, messages to stderr. Exit codes: 0 fine, 1 failed, 2 usage or configuration, 3 the check
     found something, 4 Redis unreachable, 5 store unusable.
     """
-    from imsync.cli.logs import configure
-
-    configure()

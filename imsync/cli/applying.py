@@ -54,6 +54,7 @@ def apply_pending(run: Run, service: str, planned: Sequence[Planned], min_idle_m
         retry=options.retry,
         attempts=Attempts(run.bus.client, keys, service, name, heartbeat.token, stream.where),
         binding=binding,
+        telemetry=run.bus.telemetry,
     )
     failed = 0
     binding.check()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from typing import Annotated
 
 import typer
 
+from imsync.cli.metrics import LOOPBACK, Host, Port, serving
 from imsync.cli.run import Run, command
 
 Name = Annotated[
@@ -39,12 +41,15 @@ def group(
     batch: Batch = None,
     max_events: MaxEvents = None,
     until_empty: UntilEmpty = False,
+    metrics_port: Port = None,
+    metrics_host: Host = LOOPBACK,
 ) -> None:
     """Keep the members' nicknames and thumbs in step.
 
     Until told to stop: SIGINT or SIGTERM finish the transaction at hand and acknowledge it.
     """
-    _consume(run, "group", name, batch, max_events, until_empty)
+    with serving(run, "consumer", metrics_port, metrics_host):
+        _consume(run, "group", name, batch, max_events, until_empty)
 
 
 def friend(
@@ -53,12 +58,15 @@ def friend(
     batch: Batch = None,
     max_events: MaxEvents = None,
     until_empty: UntilEmpty = False,
+    metrics_port: Port = None,
+    metrics_host: Host = LOOPBACK,
 ) -> None:
     """Keep the friends' nicknames and pictures in step.
 
     Until told to stop: SIGINT or SIGTERM finish the transaction at hand and acknowledge it.
     """
-    _consume(run, "friend", name, batch, max_events, until_empty)
+    with serving(run, "consumer", metrics_port, metrics_host):
+        _consume(run, "friend", name, batch, max_events, until_empty)
 
 
 def _consume(
@@ -83,7 +91,8 @@ def _consume(
 
         def on_trouble(error: InfrastructureError, delay: float) -> None:
             hint = f" ({error.hint})" if error.hint else ""
-            run.out.note(f"{error.message}{hint}; again in {delay:.1f} s")
+            fields = {"kind": error.kind, "group": service, "consumer": consumer.name, "delay_seconds": delay}
+            run.out.note(f"{error.message}{hint}; again in {delay:.1f} s", logging.WARNING, **fields)
 
         consumer = run.bus.consumer(
             DESTINATION,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,14 +75,18 @@ class Output:
         """A line for people."""
         print(safe(line))
 
-    def note(self, message: str) -> None:
-        """A message that is not a result."""
-        print(f"imsync: {safe(message)}", file=sys.stderr)
+    def note(self, message: str, level: int = logging.INFO, **fields: object) -> None:
+        """A message that is not a result. See `imsync.cli.logs.tell`."""
+        from imsync.cli.logs import tell
+
+        tell(message, level, **fields)
 
     @contextmanager
     def live(self) -> Iterator[Screen]:
         """A screen for what goes on; on stderr when stdout is for programs."""
-        screen = Screen(sys.stderr if self.as_json else sys.stdout)
+        from imsync.cli.logs import writes_json
+
+        screen = Screen(sys.stderr if self.as_json else sys.stdout, self.note if writes_json() else None)
         screen.start()
         try:
             yield screen
@@ -95,7 +100,9 @@ class Output:
         Args:
             total: how many steps there are, or what tells it, which is only asked when there is a bar.
         """
-        if self.as_json or not sys.stderr.isatty():
+        from imsync.cli.logs import writes_json
+
+        if self.as_json or writes_json() or not sys.stderr.isatty():
             yield lambda steps: None
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -131,15 +138,21 @@ class Screen:
     """What goes on while something takes its time: lines of what happened, and the numbers below them.
 
     On a terminal the numbers are redrawn in place; elsewhere only lines are written. Goes to stderr under --json.
+
+    Args:
+        note: takes the lines when stderr is for programs, and nothing is drawn then.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, note: Callable[[str], None] | None = None) -> None:
         self._stream = stream
+        self._note = note if stream is sys.stderr else None
         self._live: Any = None
 
     def line(self, text: str) -> None:
         """Something happened."""
-        if self._live is None:
+        if self._note is not None:
+            self._note(text)
+        elif self._live is None:
             print(safe(text), file=self._stream, flush=True)
         else:
             self._live.console.print(f"● {safe(text)}")
@@ -156,7 +169,7 @@ class Screen:
 
     def start(self) -> None:
         """Begins to draw, when the stream is a terminal."""
-        if self._stream.isatty():
+        if self._stream.isatty() and self._note is None:
             from rich.live import Live
 
             self._live = Live(console=console(self._stream), refresh_per_second=10, transient=True)

@@ -196,7 +196,8 @@ class Repair:
         from imsync.im.events import DESTINATION
 
         try:
-            publisher = Publisher(self._run.bus.stream(DESTINATION), self._users.source, attempts=2)
+            bus = self._run.bus
+            publisher = Publisher(bus.stream(DESTINATION), self._users.source, attempts=2, telemetry=bus.telemetry)
             relay = self._run.relay(self._users, publisher=publisher)
         except ImsyncError as error:
             self._say_kept(error)

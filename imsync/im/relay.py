@@ -18,6 +18,7 @@ from typing import IO
 
 from imsync.bus.publisher import Publisher
 from imsync.bus.retry import Backoff
+from imsync.bus.telemetry import Relayed, RelayTrouble, Resent
 from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, StoreUnusable
 from imsync.im.loss import LossCheck
 from imsync.im.outbox import OutboxRow
@@ -48,7 +49,7 @@ class Relay:
 
     Args:
         store: whose outbox.
-        publisher: where to.
+        publisher: where to. Its telemetry is the relay's, too.
         batch: the most events per round trip.
         order: how the rows of a round trip are arranged.
         history_hours: the stream's retention keeps entries for as long; what is gone earlier was lost. See `LossCheck`.
@@ -75,6 +76,7 @@ class Relay:
     ) -> None:
         self._store = store
         self._publisher = publisher
+        self._telemetry = publisher.telemetry
         self._batch = batch
         self._order = order
         self._loss = LossCheck(store, publisher, history_hours=history_hours, on_lost=self._note_loss)
@@ -136,6 +138,8 @@ class Relay:
 
     def _note_loss(self, rows: int) -> None:
         self.resent += rows
+        if self._telemetry:
+            self._telemetry.emit(Resent(self._publisher.stream.key, rows))
         self._on_lost(rows)
 
     def _trimmed_by_somebody(self) -> RedisRefused:
@@ -169,6 +173,8 @@ class Relay:
         noted = self._store.mark_sent(self._sent)
         self._sent = []
         self.published += noted
+        if self._telemetry:
+            self._telemetry.emit(Relayed(self._publisher.stream.key, noted))
         self._on_sent(noted)
         return noted
 
@@ -253,6 +259,9 @@ class Relay:
                         failures += 1
                         delay = backoff.delay(failures, rng)
                         on_trouble(error, delay)
+                        if self._telemetry:
+                            stream = self._publisher.stream.key
+                            self._telemetry.emit(RelayTrouble(stream, error.kind, error.message, failures, delay))
                         stop.wait(delay)
             stop.wait(poll_seconds)
         return self.published - published_before

@@ -15,6 +15,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from imsync.bus.codec import encode
+from imsync.bus.telemetry import Telemetry
 from imsync.errors import ImsyncError, UsageError
 from imsync.im.events import PROFILE_FIELDS
 from imsync.im.outbox import Outbox, OutboxBacklog, OutboxRow
@@ -80,6 +81,7 @@ class UserStore(Outbox):
     Args:
         path: the file.
         create: make it; otherwise it must exist.
+        telemetry: who may give the events of edits a place in a trace.
 
     Raises:
         StoreUnusable: it is missing, damaged, locked, of another kind or of a newer version.
@@ -92,12 +94,14 @@ class UserStore(Outbox):
         create: bool = False,
         busy_timeout_ms: int = 5000,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        telemetry: Telemetry | None = None,
     ) -> None:
         super().__init__(Database(path, SCHEMA, busy_timeout_ms=busy_timeout_ms, create=create), clock_ms)
         if not self._meta("store_id"):
             with self._database.atomic() as connection:
                 if not self._meta("store_id"):  # read again under the lock: another process may have set it
                     connection.execute(SQL["set_meta"], ("store_id", str(uuid4())))
+        self._telemetry = telemetry or Telemetry()
         self.source = f"urn:imsync:user-store:{self._meta('store_id')}"
 
     @property
@@ -281,7 +285,7 @@ class UserStore(Outbox):
         )
 
     def _announce(self, connection: sqlite3.Connection, history: Sequence[Profile]) -> int:
-        events = [profile.event() for profile in history]
+        events = self._telemetry.traced([profile.event() for profile in history])
         return self._enqueue(connection, [(event, encode(event, source=self.source)) for event in events])
 
     def _row(self, p: Profile) -> tuple[object, ...]:

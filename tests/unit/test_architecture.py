@@ -35,9 +35,10 @@ ROOMS = {
     "settings": _room("errors", "pydantic platformdirs"),
     "embedded": _room("errors", "redis"),
     "bus": _room("errors embedded", "redis pydantic pydantic_core"),
+    "telemetry": _room("bus errors", "prometheus_client opentelemetry"),
     "store": _room("bus errors"),
     "im": _room("store bus errors", "pydantic"),
-    "cli": _room("im store bus settings embedded errors", "typer rich"),
+    "cli": _room("im store telemetry bus settings embedded errors", "typer rich prometheus_client"),
 }
 
 STREAM_COMMAND = re.compile(
@@ -184,7 +185,7 @@ def test_sqlite_is_known_to_the_stores_alone() -> None:
 
 
 def test_loading_the_command_line_loads_nothing_heavy() -> None:
-    packages = ["redis", "pydantic", "rich", "platformdirs", "sqlite3"]
+    packages = ["redis", "pydantic", "rich", "platformdirs", "sqlite3", "prometheus_client", "opentelemetry"]
     heavy = packages + [f"imsync.{room}" for room in ROOMS if room not in ("cli", "errors")]
     code = f"import sys, imsync.cli.app; print([name for name in {heavy} if name in sys.modules])"
     assert run(code) == "[]"
