@@ -15,7 +15,7 @@ from imsync.bus.codec import Decoder
 from imsync.bus.dead_letter import DeadLetterRecord, read
 from imsync.bus.entry import Entry, following, id_parts, is_entry_id
 from imsync.bus.event import Event
-from imsync.bus.handler import Handler, Received
+from imsync.bus.handler import Handler, Received, RedrivenLog
 from imsync.bus.outcome import Ack, DeadLetter, Effect
 from imsync.bus.processor import apply_apart, decode_entry
 from imsync.bus.stream import Stream
@@ -95,11 +95,15 @@ class Redrive(Generic[E]):
         done: dict[str, Redriven] = {}
         received: list[Received[E]] = []
         owners: list[str] = []
+        sources: dict[str, str] = {}  # of the letters that could not be decoded when they died
         for entry in self._dead.fetch(ids):
             if not entry.fields:
                 done[entry.id] = Redriven(entry.id, gone=True)
                 continue
-            source = original(read(entry))
+            letter = read(entry)
+            source = original(letter)
+            if not letter.event_id:
+                sources[entry.id] = source.id
             try:
                 event = decode_entry(self._decoder, source)
             except DataError as error:
@@ -119,6 +123,9 @@ class Redrive(Generic[E]):
                 case retry:
                     done[letter_id] = Redriven(letter_id, reason="failed", message=retry.error)
         applied = [each.id for each in done.values() if each.effect]
+        undecoded = [sources[each] for each in applied if each in sources]
+        if undecoded and isinstance(self._handler, RedrivenLog):
+            self._handler.record_redriven(undecoded)  # before the letters go: whoever dies in between finds them again
         if applied and self._binding:
             self._binding.note()
         self._dead.delete(applied)

@@ -140,9 +140,6 @@ class SettlementTable:
         """Forgets that entries were dead because nobody could decode them. Somebody has, and from now on each counts by
         its event id: under both keys it would count twice.
         """
-        undecoded = connection.execute(SQL["tally"], ("", DEAD)).fetchone()
-        if not undecoded or not undecoded[0]:
-            return  # hardly ever is there one, and this is on the way of every event
         keys = [(key_of(None, entry_id), DEAD) for entry_id in entry_ids]
         ended = connection.executemany(SQL["end_undecoded"], keys).rowcount if keys else 0
         if ended:

@@ -101,9 +101,6 @@ ORDER BY event_key LIMIT ?;
 -- name: settled_entries
 SELECT entry_id FROM settled WHERE entry_id IN
 
--- name: tally
-SELECT n FROM tally WHERE source = ? AND outcome = ?;
-
 -- name: end_undecoded
 DELETE FROM settled WHERE event_key = ? AND outcome = ?;
 

@@ -249,6 +249,11 @@ class SettlingStore:
         """
         return self._settlements.failures(after, limit)
 
+    def record_redriven(self, entry_ids: Sequence[str]) -> None:
+        """Forgets that entries were dead because nobody could decode them. See `imsync.bus.RedrivenLog`."""
+        with self._settling() as connection:
+            self._settlements.end_undecoded(connection, entry_ids)
+
     def tallies(self) -> dict[tuple[str, str], int]:
         """How many events were settled, by (source, outcome)."""
         return self._settlements.tallies()
@@ -302,10 +307,6 @@ class SettlingStore:
         if copies:
             self._settlements.note_copies(connection, copies)
             self._settlements.count(connection, repeats)
-        self._settlements.end_undecoded(
-            connection,
-            [received.entry_id for received, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Ack)],
-        )
 
     def _record_new(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
         self._settlements.record(connection, rows)

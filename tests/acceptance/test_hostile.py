@@ -48,7 +48,14 @@ FED: dict[str, list[str]] = {
     "relay": ["--until-empty"],
     "tail": ["-e", "-e --dead group", "-e --user 7", "-e --format {all_letters}", "--dead {name} -e"],
     "status": [""],
-    "verify": [""],
+    "trace": ["{user}", "7"],
+    "verify": [
+        "",
+        "--user {user}",
+        "--export {path} --group group",
+        "--repair --dry-run",
+        "--repair --yes --wait --timeout 0s",
+    ],
     "doctor": ["", "--deep"],
     "consume group": ["--until-empty", "--until-empty --name taken"],
     "consume friend": ["--until-empty"],
@@ -60,7 +67,11 @@ FED: dict[str, list[str]] = {
     "group drop": ["{name} --yes", "nobody --yes", "search --yes"],
     "consumer list": [""],
     "consumer prune": ["--dry-run", "--yes"],
-    "dead list": ["", "--group group"],
+    "replay dead": ["--dry-run", "--yes", "--reason {name} --dry-run"],
+    "replay from": ["start --dry-run", "start --yes", "start --seek --yes", "{name} --dry-run"],
+    "dead list": ["", "--group group", "--reason {name}", "--id {name}"],
+    "dead show": ["{letter}", "{name}"],
+    "dead purge": ["--all --dry-run", "--reason {name} --yes", "--all --yes"],
     "server start": [""],
     "server status": [""],
     "server stop": [""],
@@ -72,8 +83,8 @@ FED: dict[str, list[str]] = {
 EXEMPT = {
     "demo": "works in a folder and on a server of its own, on data of its own",
 }
-SHOWS = {"tail", "dead list", "replay pending", "group list", "group drop", "consumer list", "consumer prune",
-         "doctor", "config show", "config init"}  # fmt: skip
+SHOWS = {"tail", "dead list", "dead show", "replay pending", "group list", "group drop", "consumer list",
+         "consumer prune", "doctor", "config show", "config init"}  # fmt: skip
 """Commands that show what they are fed with: without the mark in their output, the feeding would prove nothing."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """What rich writes for colours: select graphic rendition."""
@@ -95,6 +106,12 @@ class Raw(Imsync):
                 main(words)
         written: bytes = out.buffer.getvalue() + err.buffer.getvalue()  # type: ignore[attr-defined]
         return written
+
+    def letter(self) -> str:
+        """The id of a dead letter of group `group`."""
+        with self.client() as client:
+            found = client.xrange(self.keys.dead("group"), count=1)
+        return found[0][0].decode() if found else "1-1"
 
 
 @pytest.fixture
@@ -153,6 +170,7 @@ def words_of(command: str, line: str, im: Raw) -> list[str]:
         "user": str(im.users()[0]),
         "name": IN_A_NAME.replace("\udcff", ""),
         "path": str(im.folder / f"{IN_A_NAME}.{os.urandom(4).hex()}"),
+        "letter": im.letter(),
         "missing": str(im.folder / "no folder" / IN_A_NAME),
         "all_letters": " ".join(f"%{letter}" for letter in LETTERS) + TEXT.replace("\n", ""),
     }
