@@ -30,6 +30,7 @@ from imsync.bus.stream import Stream
 from imsync.bus.suspicion import Suspicion
 from imsync.bus.takeover import TakeOver
 from imsync.bus.upkeep import Upkeep
+from imsync.bus.vitals import Journal
 from imsync.errors import GroupMissing, InfrastructureError, LeaseTaken, RedisRefused, RedisUnreachable
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ class Consumer(Generic[E]):
         self._stop = threading.Event()
         self._heartbeat_seconds = self._options.heartbeat_ms / 1000
         self._heartbeat = Heartbeat(
-            endpoint, keys.alive(self.group, self.name), self._options.heartbeat_ms, self._keep_at_hand
+            endpoint,
+            keys.alive(self.group, self.name),
+            self._options.heartbeat_ms,
+            self._keep_at_hand,
+            vitals_key=keys.vitals(self.group, self.name),
+            vitals=lambda: self._journal.vitals(),
         )
         self._client = endpoint.connect(block_ms=self._options.block_ms)
         self._stream = Stream(self._client, keys.stream, str(endpoint))
@@ -123,6 +129,7 @@ class Consumer(Generic[E]):
             binding=self._binding,
         )
         self.counts = self._processor.counts
+        self._journal = Journal(self.counts)
         self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
         self._at_hand_since = 0.0
         self._failing: dict[str, _Failing] = {}
@@ -198,12 +205,14 @@ class Consumer(Generic[E]):
     def _process(self, entries: Sequence[Entry]) -> None:
         self._at_hand, self._at_hand_since = tuple(entries), self._clock()
         failed = self._processor.process(entries)
+        self._journal.settled()
         self._at_hand = ()
         self._suspicion.forget(entry.id for entry in entries)
         for entry in entries:
             self._failing.pop(entry.id, None)
         for failure in failed:
             delay = self._options.retry.backoff.delay(failure.failures, self._rng)
+            self._journal.failed(failure.error.partition(":")[0])
             self._failing[failure.entry.id] = _Failing(failure.entry, self._clock() + delay)
             log.debug("entry %s failed %d times, again in %.1f s", failure.entry.id, failure.failures, delay)
         for (error, where), number in Counter(
@@ -321,6 +330,7 @@ class Consumer(Generic[E]):
 
     def _wait_out(self, error: InfrastructureError) -> None:
         self.counts.troubles += 1
+        self._journal.failed(error.kind)
         self._consecutive_troubles += 1
         self._last_trouble = self._clock()
         self._next_check = 0.0

@@ -6,6 +6,7 @@ import pytest
 
 from imsync.bus import inspection
 from imsync.bus.inspection import ConsumerView, view_consumers, view_group, view_groups, view_retention
+from imsync.bus.liveness import Life
 from imsync.bus.retention import Retention, id_after
 from imsync.errors import GroupMissing
 from tests.consumers import GROUP, Rig
@@ -84,7 +85,7 @@ def test_every_consumer_is_seen_alive_or_not(any_rig: Rig) -> None:
     stream.read_new(GROUP, "bob", 1)
     any_rig.client.xreadgroup(GROUP, HOSTILE, {any_rig.keys.stream: ">"}, count=2)
     bob, other = view_consumers(any_rig.bus, "notes", GROUP)
-    assert bob == ConsumerView(GROUP, "bob", True, 1, bob.idle_ms)
+    assert bob == ConsumerView(GROUP, "bob", 1, bob.idle_ms, Life(None, None, None, None))
     assert (other.name.encode(errors="surrogateescape"), other.alive, other.pending) == (HOSTILE, False, 2)
     assert 0 <= other.idle_ms <= bob.idle_ms < 10_000
 
