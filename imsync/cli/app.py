@@ -9,6 +9,7 @@ import typer
 
 from imsync import __version__
 from imsync.cli import (
+    check,
     config,
     consume,
     consumer,
@@ -20,6 +21,7 @@ from imsync.cli import (
     rebuild,
     relay,
     replay,
+    report,
     server,
     status,
     verify,
@@ -38,7 +40,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for verb in (
-        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, verify, server, config
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, check, report, verify,
+        server, config,
     ):  # fmt: skip
         verb.register(app)
     return app

@@ -37,7 +37,7 @@ ROOMS = {
     "bus": _room("errors embedded", "redis pydantic pydantic_core"),
     "store": _room("bus errors"),
     "im": _room("store bus errors", "pydantic"),
-    "cli": _room("im store bus settings embedded errors", "typer rich"),
+    "cli": _room("im store bus settings embedded errors", "typer rich prometheus_client"),
 }
 
 STREAM_COMMAND = re.compile(
