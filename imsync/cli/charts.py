@@ -77,7 +77,7 @@ def logarithmic(lowest: float, highest: float, label: Callable[[float], str]) ->
 
 
 def _round_up(value: float) -> float:
-    if value <= 0:
+    if value < 1e-9:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(each * power for each in (1, 2, 4, 5, 6, 8, 10) if value <= each * power * (1 + 1e-9))

@@ -310,8 +310,8 @@ def _staleness(report: Report) -> str:
     for tone, (group, histogram) in enumerate(report.histograms.items()):
         total = sum(n for buckets in histogram.values() for n in buckets.values())
         values = _distribution(histogram, report.upper_edge_ms)
-        title = f"How stale: {group}"
-        shown.append(charts.bars(title, f"{total:,} edits over 48 h, by their age when copied: up to", values, _short, tone))
+        about = f"{total:,} edits over 48 h, by their age when copied: up to"
+        shown.append(charts.bars(f"How stale: {group}", about, values, _short, tone))
     hourly = [
         Series(f"{group} {name}", _hourly(histogram, hour, share, report.upper_edge_ms), tone, share < 0.9)
         for tone, (group, histogram) in enumerate(report.histograms.items())

@@ -100,9 +100,9 @@ def samples(
         due, left = time.monotonic(), count
         try:
             while not stop.wait(max(0.0, due - time.monotonic())) and left != 0:
-                due = max(due + interval_seconds, time.monotonic())
                 left = None if left is None else left - 1
                 found.put(look())
+                due = max(due + interval_seconds, time.monotonic() + interval_seconds / 2)
             found.put(None)
         except Exception as error:
             found.put(error)

@@ -122,7 +122,7 @@ def judge_retention(view: RetentionView, services: Collection[str]) -> tuple[Pro
     problems: list[Problem] = []
     if view.full:
         what = "the stream has given the last entry id that there is: nothing can be published any more"
-        remedy = "take that entry out, and lower the ids: docs/operations.md, A stream that takes no more"
+        remedy = "let the consumers catch up, then delete the stream: they and imsync relay make it anew"
         problems.append(Problem(what, remedy, "stream_full"))
     group = view.floor_group
     if group is None or not view.pinned_beyond(OVERFULL):
