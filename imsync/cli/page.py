@@ -310,7 +310,7 @@ def _staleness(report: Report) -> str:
     for tone, (group, histogram) in enumerate(report.histograms.items()):
         total = sum(n for buckets in histogram.values() for n in buckets.values())
         values = _distribution(histogram, report.upper_edge_ms)
-        about = f"{total:,} edits over 48 h, by their age when copied: up to"
+        about = f"{total:,} edits over 48 h, by age when copied, up to"
         shown.append(charts.bars(f"How stale: {group}", about, values, _short, tone))
     hourly = [
         Series(f"{group} {name}", _hourly(histogram, hour, share, report.upper_edge_ms), tone, share < 0.9)
