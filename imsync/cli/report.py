@@ -168,7 +168,7 @@ def _write(path: Path, text: str) -> None:
     from imsync.errors import UsageError
 
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
             file.write(text.encode())

@@ -90,7 +90,7 @@ def _samples(lines: Any) -> Iterator[Mapping[str, Any] | None]:
         if not line.strip():
             continue
         try:
-            sample = json.loads(line, parse_constant=lambda name: None)
+            sample = json.loads(line)
         except (ValueError, RecursionError):
             sample = None
         yield sample if isinstance(sample, dict) else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.acceptance.driver import Imsync
 from tests.unit.test_page import EVIL, Parsed, check
@@ -132,4 +134,11 @@ def test_a_page_is_written_whole_or_not_at_all(inside: Imsync) -> None:
     im.ok("report", "--html", folder / "link", *QUICK)
     assert (folder / "link").is_symlink()
     assert (folder / "r.html").read_text().startswith("<!doctype html>")
+    (folder / "r.html").write_text("the one before")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for step in ("os.fsync", "os.replace"):
+        with mock.patch(step, side_effect=full):
+            error = im.json("report", "--html", folder / "r.html", *QUICK, code=2)["error"]
+        assert "No space left" in error["message"]
+        assert (folder / "r.html").read_text() == "the one before"
     assert sorted(path.name for path in folder.iterdir()) == ["link", "r.html"]

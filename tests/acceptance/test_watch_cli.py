@@ -108,7 +108,10 @@ def test_a_server_that_does_not_answer_holds_nobody_up(stores: Imsync, start_ser
     watch = im.start(*WATCH)
     rows_of(watch)(lambda row: row["retention"])
     server.freeze()
-    im.end(watch, signal.SIGINT, seconds=4).expect(0)  # a look at it would take five
+    while select.select([watch.stdout], [], [], 1.0)[0]:  # until a look hangs
+        assert watch.stdout
+        watch.stdout.readline()
+    im.end(watch, signal.SIGINT, seconds=3).expect(0)  # a look at it would take five
 
 
 def test_so_many_looks(inside: Imsync) -> None:
