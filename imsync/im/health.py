@@ -88,7 +88,7 @@ def judge_group(
     if view.dead:
         letters = _count(view.dead, "dead letter", "dead letters")
         add("dead_letters", f"{service} has {letters}",
-            f"imsync dead list --group {group}, then imsync replay dead or imsync dead purge")  # fmt: skip
+            f"imsync dead list --group {group}, then imsync replay dead or dead purge")  # fmt: skip
     conflicts = accounting.conflicts if accounting else outcomes.conflicts if outcomes else 0
     if conflicts:
         events = _count(conflicts, "event that contradicts", "events that contradict")
