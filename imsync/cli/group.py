@@ -30,9 +30,9 @@ def list_(run: Run) -> None:
     With --json one object per line. A group that pins has not acknowledged an entry that retention would remove.
     """
     from imsync.bus.inspection import view_groups
+    from imsync.cli.looking import look_at_the_stream
     from imsync.cli.names import readable
     from imsync.cli.render import number, seconds
-    from imsync.cli.status import look_at_the_stream
     from imsync.im.events import DESTINATION
     from imsync.im.workspace import PROJECTIONS
 

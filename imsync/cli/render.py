@@ -8,12 +8,15 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
+_WIDE = 3
+"""Characters between two columns, where there is room."""
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = {"\u200d", "\ufe0f"}
 """Zero-width joiner and variation selector: parts of emoji, harmless."""
@@ -43,6 +46,56 @@ def seconds(value: float | None) -> str:
 def number(value: int | None) -> str:
     """A count for people; `unknown` when there is none."""
     return "unknown" if value is None else f"{value:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table for people.
+
+    Args:
+        columns: their titles; those that start with `#` hold numbers.
+        rows: the cells.
+        spare: titles of columns that may be left out where the terminal is too narrow, as long as they hold only
+            zeros and dashes; the first one goes first.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    spare: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line for people. `tone`: empty, `bad`, `good` or `quiet`."""
+
+    text: str
+    tone: str = ""
+
+
+Block = Grid | Line
+
+_TONES = {"": "", "bad": "bold red", "good": "green", "quiet": "dim"}
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float | None], width: int, highest: float | None = None) -> str:
+    """Values as a line of bars, the newest at the right; a gap where there is none. 0 is the lowest bar.
+
+    Args:
+        width: how many characters at most; of more values, several share one, by their mean.
+        highest: the value of the full bar; the highest of the values when None.
+    """
+    per_column = max(1, -(-len(values) // width))
+    start = len(values) % per_column
+    groups = [values[:start]] if start else []
+    groups += [values[i : i + per_column] for i in range(start, len(values), per_column)]
+    means = [sum(known) / len(known) if (known := [v for v in group if v is not None]) else None for group in groups]
+    top = highest or max((mean for mean in means if mean is not None), default=0.0)
+    last = len(SPARKS) - 1
+    return "".join(
+        " " if mean is None else SPARKS[min(last, round(last * mean / top)) if top > 0 else 0] for mean in means
+    )
 
 
 class Output:
@@ -80,6 +133,39 @@ class Output:
         from imsync.cli.logs import tell
 
         tell(message, level, **fields)
+
+    @property
+    def on_a_terminal(self) -> bool:
+        """Whether people see the results as they come."""
+        return not self.as_json and sys.stdout.isatty()
+
+    @property
+    def width(self) -> int:
+        """How many columns results have."""
+        return console(sys.stdout).width
+
+    def show(self, blocks: Sequence[Block]) -> None:
+        """Tables and lines for people, as narrow as the terminal."""
+        out = console(sys.stdout)
+        for each in _spaced(blocks):
+            out.print(_drawn(each, out.width), soft_wrap=isinstance(each, Line) and not out.is_terminal)
+
+    @contextmanager
+    def dashboard(self) -> Iterator[Callable[[Sequence[Block]], None]]:
+        """The whole terminal, drawn anew with each call of what is yielded. The last drawing stays when it ends."""
+        from rich.console import Group
+        from rich.live import Live
+
+        out = console(sys.stdout)
+        last: list[Block] = []
+        with Live(console=out, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+
+            def draw(blocks: Sequence[Block]) -> None:
+                last[:] = blocks
+                live.update(Group(*(_drawn(block, out.width) for block in _spaced(blocks))), refresh=True)
+
+            yield draw
+        self.show(last)
 
     @contextmanager
     def live(self) -> Iterator[Screen]:
@@ -123,6 +209,48 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str 
         table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
     for row in rows:
         table.add_row(*(Text(safe(cell)) for cell in row))
+    return table
+
+
+def _spaced(blocks: Sequence[Block]) -> Iterator[Block]:
+    """With an empty line between a table and its neighbours."""
+    before: Block | None = None
+    for block in blocks:
+        if before and (isinstance(before, Grid) or isinstance(block, Grid)):
+            yield Line("")
+        yield block
+        before = block
+
+
+def _drawn(block: Block, width: int) -> RenderableType:
+    from rich.text import Text
+
+    if isinstance(block, Line):
+        return Text(safe(block.text), style=_TONES[block.tone])
+    return _fitted(block, width)
+
+
+def _fitted(grid: Grid, width: int) -> Table:
+    """A table in so many columns of the terminal, if that can be: without what may be left out, then closer set."""
+    from rich.cells import cell_len
+
+    titles = list(grid.columns)
+    rows = [[safe(cell) for cell in row] for row in grid.rows]
+
+    def needed(gap: int) -> int:
+        cells = zip(*([title.lstrip("#") for title in titles], *rows), strict=True)
+        return sum(max(map(cell_len, column)) for column in cells) + gap * (len(titles) - 1)
+
+    for spare in grid.spare:
+        at = titles.index(spare)
+        if needed(_WIDE) > width and all(row[at] in ("0", "-") for row in rows):
+            titles.pop(at)
+            for row in rows:
+                row.pop(at)
+    gap = next((each for each in (_WIDE, 2) if needed(each) <= width), 1)
+    table = _table(titles, rows)
+    table.show_edge = False
+    table.padding = {_WIDE: (0, 1), 2: (0, 1, 0, 0), 1: (0, 0)}[gap]  # type: ignore[assignment]
     return table
 
 

@@ -40,6 +40,10 @@ _HOUR_MS = 3_600_000
 _STALENESS_HOURS = 48
 
 
+Histogram = Mapping[int, Mapping[int, int]]
+"""How many edits were how old: by hour (since 1970) and bucket, which is floor(20 * log10(milliseconds))."""
+
+
 class Settled(NamedTuple):
     """One event to record as settled."""
 
@@ -206,15 +210,32 @@ class SettlementTable:
     def staleness(self, hours: int = 24) -> Percentiles:
         """The percentiles over the last hours, at most 48."""
         since = time.time_ns() // 1_000_000 // _HOUR_MS - hours
-        histogram = self._database.query(SQL["staleness"], (since,))
-        total = sum(n for _, n in histogram)
+        return percentiles(dict(self._database.query(SQL["staleness"], (since,))))
 
-        def percentile(share: float) -> float | None:
-            passed = 0
-            for bucket, n in histogram:
-                passed += n
-                if passed >= share * total:
-                    return float(round(10 ** ((bucket + 1) / 20), 1))
-            return None
+    def histogram(self) -> Histogram:
+        """How old edits were when their copies were brought up to date, hour by hour, over the last 48."""
+        since = time.time_ns() // 1_000_000 // _HOUR_MS - _STALENESS_HOURS
+        by_hour: dict[int, dict[int, int]] = {}
+        for hour, bucket, n in self._database.query(SQL["staleness_by_hour"], (since,)):
+            by_hour.setdefault(hour, {})[bucket] = n
+        return by_hour
 
-        return Percentiles(percentile(0.50), percentile(0.99))
+
+def upper_edge_ms(bucket: int) -> float:
+    """Below which age, in milliseconds, the edits of a bucket of `Histogram` were."""
+    return float(round(10 ** ((bucket + 1) / 20), 1))
+
+
+def percentiles(buckets: Mapping[int, int]) -> Percentiles:
+    """Of ages that are counted by bucket."""
+    total = sum(buckets.values())
+
+    def percentile(share: float) -> float | None:
+        passed = 0
+        for bucket in sorted(buckets):
+            passed += buckets[bucket]
+            if total and passed >= share * total:
+                return upper_edge_ms(bucket)
+        return None
+
+    return Percentiles(percentile(0.50), percentile(0.99))

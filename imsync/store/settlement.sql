@@ -134,5 +134,8 @@ ON CONFLICT (hour, bucket) DO UPDATE SET n = n + excluded.n;
 -- name: prune_staleness
 DELETE FROM staleness WHERE hour < ?;
 
+-- name: staleness_by_hour
+SELECT hour, bucket, n FROM staleness WHERE hour >= ? ORDER BY hour, bucket;
+
 -- name: staleness
 SELECT bucket, sum(n) FROM staleness WHERE hour >= ? GROUP BY bucket ORDER BY bucket;

@@ -20,7 +20,17 @@ from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import DUPLICATE, Ack, Outcome
 from imsync.errors import StoreMismatch
 from imsync.store.database import Database, Schema
-from imsync.store.settlement import DEAD, LOST, SQL, Percentiles, Settled, Settlement, SettlementTable, key_of
+from imsync.store.settlement import (
+    DEAD,
+    LOST,
+    SQL,
+    Histogram,
+    Percentiles,
+    Settled,
+    Settlement,
+    SettlementTable,
+    key_of,
+)
 
 SETTLED_HOURS = 168.0
 PRUNE_LIMIT = 1000
@@ -261,6 +271,10 @@ class SettlingStore:
     def staleness(self) -> Percentiles:
         """How old events were when they took effect, over the last day."""
         return self._settlements.staleness()
+
+    def staleness_by_hour(self) -> Histogram:
+        """The same as counts, hour by hour, over the last two days."""
+        return self._settlements.histogram()
 
     def _record_once(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
         known = self._settlements.known([row.key for row in rows])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.driver import Imsync, free_port
+from tests.acceptance.inside import Inside
 from tests.servers import Server, StartServer
 
 USERS, GROUPS = 300, 40
@@ -73,6 +74,12 @@ def on_server(stores: Imsync, server: Server) -> Imsync:
         for group in ("group", "friend"):
             client.xgroup_create(stores.stream, group, "0", mkstream=True)
     return stores
+
+
+@pytest.fixture
+def inside(on_server: Imsync) -> Imsync:
+    """The same, with the commands in this process."""
+    return Inside.of(on_server)
 
 
 @pytest.fixture

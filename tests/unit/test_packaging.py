@@ -48,7 +48,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfi
     in_checkout = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "imsync").rglob("*")
-        if path.is_file() and path.suffix in {".py", ".sql", ".typed"}
+        if path.is_file() and path.suffix in {".py", ".sql", ".css", ".typed"}
     }
     assert "imsync/py.typed" in in_checkout
     assert any(name.endswith(".sql") for name in in_checkout)
