@@ -69,6 +69,7 @@ def grants(role: Role, keys: Keys) -> list[Grant]:
                 Grant(f"{reading} +xgroup|create +xgroup|delconsumer", keys.stream),
                 Grant("+xadd +type +watch", keys.dead("*"), "%W~"),
                 Grant("+get +mget +set +del +pexpire +pttl +watch", keys.alive("*", "*")),
+                Grant("+set +del", keys.vitals("*", "*")),
                 Grant("+zadd +zrange +exists +watch", keys.store("*")),
                 Grant("+hmget +hincrby +hdel +expire", keys.failures("*")),
                 Grant("+hset +hkeys +hdel +expire", keys.attempting("*")),

@@ -175,10 +175,10 @@ def exposition(overview: Overview, *, healthy: bool) -> str:
 def _gauges(overview: Overview, healthy: bool) -> Iterator[GaugeMetricFamily]:
     from prometheus_client.core import GaugeMetricFamily
 
-    from imsync.cli.gauges import GROUP_GAUGES, PLAIN_GAUGES, QUANTILES, STALENESS_GAUGE, STALENESS_HELP
+    from imsync.telemetry.names import GROUP_GAUGES, GROUP_STALENESS, PLAIN_GAUGES
 
-    for name, about in GROUP_GAUGES.items():
-        family = GaugeMetricFamily(name, about, labels=["group"])
+    for gauge in GROUP_GAUGES:
+        family = GaugeMetricFamily(gauge.name, gauge.meaning, labels=gauge.labels)
         for group in overview.groups:
             view, accounting = group.view, group.accounting
             value = {
@@ -189,14 +189,14 @@ def _gauges(overview: Overview, healthy: bool) -> Iterator[GaugeMetricFamily]:
                 "imsync_group_consumers_alive": len(view.alive),
                 "imsync_group_dead_letters": view.dead,
                 "imsync_group_unexplained_events": accounting.unexplained if accounting else None,
-            }[name]
+            }[gauge.name]
             if value is not None:
                 family.add_metric([view.group], value)
         yield family
-    family = GaugeMetricFamily(STALENESS_GAUGE, STALENESS_HELP, labels=["group", "quantile"])
+    family = GaugeMetricFamily(GROUP_STALENESS.name, GROUP_STALENESS.meaning, labels=GROUP_STALENESS.labels)
     for group in overview.groups:
         known = (group.staleness.p50_ms, group.staleness.p99_ms) if group.staleness else (None, None)
-        for quantile, milliseconds in zip(QUANTILES, known, strict=True):
+        for quantile, milliseconds in zip(("0.5", "0.99"), known, strict=True):
             if milliseconds is not None:
                 family.add_metric([group.view.group, quantile], round(milliseconds / 1000, 6))
     yield family
@@ -207,6 +207,6 @@ def _gauges(overview: Overview, healthy: bool) -> Iterator[GaugeMetricFamily]:
         "imsync_stream_entries": overview.retention.length if overview.retention else None,
         "imsync_healthy": int(healthy),
     }
-    for name, about in PLAIN_GAUGES.items():
-        if (plain := values[name]) is not None:
-            yield GaugeMetricFamily(name, about, value=plain)
+    for gauge in PLAIN_GAUGES:
+        if (plain := values[gauge.name]) is not None:
+            yield GaugeMetricFamily(gauge.name, gauge.meaning, value=plain)

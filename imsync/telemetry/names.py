@@ -1,4 +1,4 @@
-"""The names of all metrics: what `imsync consume` and `imsync relay` serve, and what `check` prints."""
+"""The names of all metrics: what `imsync consume` and `imsync relay` serve, and what `imsync check` prints."""
 
 from __future__ import annotations
 
@@ -123,23 +123,39 @@ ROUND_TRIP_SECONDS = Metric(
 RELAY = (RELAY_PUBLISHED, RELAY_RESENT, RELAY_REFUSED, RELAY_TROUBLES, ROUND_TRIP_SECONDS)
 """What a relay serves."""
 
-CHECK = (
+GROUP_GAUGES = (
     Metric("imsync_group_lag_entries", "gauge", "Entries that were not delivered to the group yet.", ("group",)),
-    Metric("imsync_group_lag_seconds", "gauge", "How old the oldest of them is.", ("group",)),
+    Metric("imsync_group_lag_seconds", "gauge", "Age of the oldest of them; 0 when there is none.", ("group",)),
     Metric("imsync_group_pending_entries", "gauge", "Entries delivered and not acknowledged.", ("group",)),
-    Metric("imsync_group_oldest_pending_seconds", "gauge", "How old the oldest of them is.", ("group",)),
-    Metric("imsync_group_consumers_alive", "gauge", "Consumers with a heartbeat.", ("group",)),
-    Metric("imsync_group_dead_letters", "gauge", "Dead letters that wait for somebody.", ("group",)),
-    Metric("imsync_group_unexplained_events", "gauge", "Published events that the accounts miss.", ("group",)),
     Metric(
-        "imsync_group_staleness_seconds",
+        "imsync_group_oldest_pending_seconds",
         "gauge",
-        "From the edit to the copy, over the last day, by quantile.",
-        ("group", "quantile"),
+        "Time since the oldest of them was published; 0 when there is none.",
+        ("group",),
     ),
-    Metric("imsync_outbox_unsent_rows", "gauge", "Events that wait in the outbox."),
-    Metric("imsync_outbox_oldest_seconds", "gauge", "How long the oldest of them has waited."),
-    Metric("imsync_stream_entries", "gauge", "Entries in the stream."),
-    Metric("imsync_healthy", "gauge", "1 when nothing needs anybody, else 0."),
+    Metric("imsync_group_consumers_alive", "gauge", "Consumers with a heartbeat, on any host.", ("group",)),
+    Metric("imsync_group_dead_letters", "gauge", "Dead letters that wait for somebody.", ("group",)),
+    Metric(
+        "imsync_group_unexplained_events",
+        "gauge",
+        "Published events that the accounts miss; negative when more was settled than published.",
+        ("group",),
+    ),
 )
-"""What `check --format prometheus` prints."""
+
+GROUP_STALENESS = Metric(
+    "imsync_group_staleness_seconds",
+    "gauge",
+    "From the edit to the copy, over the last 24 hours, by quantile, to about 12 %.",
+    ("group", "quantile"),
+)
+
+PLAIN_GAUGES = (
+    Metric("imsync_outbox_unsent_rows", "gauge", "Events that wait in the outbox."),
+    Metric("imsync_outbox_oldest_seconds", "gauge", "Age of the oldest of them; 0 when there is none."),
+    Metric("imsync_stream_entries", "gauge", "Entries in the stream."),
+    Metric("imsync_healthy", "gauge", "1 when every check is passed, 0 when one is not or cannot be known."),
+)
+
+CHECK = (*GROUP_GAUGES, GROUP_STALENESS, *PLAIN_GAUGES)
+"""What `imsync check --format prometheus` prints. What is unknown is left out."""

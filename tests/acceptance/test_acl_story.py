@@ -34,7 +34,8 @@ COMMANDS = {
     Role.PRODUCER: ["publish user-update --count 40 --invalid 0.1", "relay --until-empty"],
     Role.CONSUMER: ["consume group --until-empty", "consume friend --until-empty"],
     Role.OPERATOR: [
-        "status", "verify", "tail --until-end", "tail --until-end --dead group", "replay pending --dry-run",
+        "status", "check", "report --html report.html --for 0s",
+        "verify", "tail --until-end", "tail --until-end --dead group", "replay pending --dry-run",
         "replay pending --min-idle 0s", "dead list", "group list", "group create search", "consumer list",
         "verify --repair --yes --wait --timeout 0s", "trace {user}", "dead show {letter}",
         "replay dead --yes", "replay from start --yes", "replay from start --seek --yes", "dead purge --all --yes",

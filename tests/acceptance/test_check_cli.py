@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from imsync.cli.gauges import GAUGES
+from imsync.telemetry.names import CHECK
 from tests.acceptance.driver import Imsync
 
 DEAD_PORT = "redis://127.0.0.1:1"
@@ -51,7 +51,7 @@ def test_prometheus_reads_it(inside: Imsync) -> None:
     assert found["imsync_group_lag_entries", "friend"] == found["imsync_stream_entries", ""] == 12
     assert found["imsync_group_lag_entries", "group"] == found["imsync_group_unexplained_events", "group"] == 0
     assert found["imsync_healthy", ""] == 1
-    assert {name for name, _ in found} == set(GAUGES) - {"imsync_group_staleness_seconds"}
+    assert {name for name, _ in found} == {each.name for each in CHECK} - {"imsync_group_staleness_seconds"}
     assert 'imsync_group_staleness_seconds{group="group",quantile="0.99"}' in done.out
     assert 'imsync_group_staleness_seconds{group="friend"' not in done.out, "nothing was ever copied"
     failed = im.run("check", "--format", "prometheus", "--max-lag", 5).expect(3)

@@ -47,7 +47,9 @@ FED: dict[str, list[str]] = {
     "publish user-update": ["--stdin", "--count 2", "--user {user} --nick-name x"],
     "relay": ["--until-empty"],
     "tail": ["-e", "-e --dead group", "-e --user 7", "-e --format {all_letters}", "--dead {name} -e"],
-    "status": [""],
+    "status": ["", "--watch --count 1 --interval 100ms --record {path}"],
+    "check": ["", "--max-lag 0 --format prometheus"],
+    "report": ["--html {path} --for 0s", "--html {missing} --for 0s", "--html {path} --samples {missing} --for 0s"],
     "trace": ["{user}", "7"],
     "verify": [
         "",

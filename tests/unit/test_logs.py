@@ -128,7 +128,7 @@ def test_debug_shows_everything_safely(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setenv("IMSYNC_DEBUG", "1")
     configure()
     log.debug("%s", "\x1b[2J")
-    assert capsys.readouterr().err == "imsync: DEBUG: \\x1b[2J\n"
+    assert capsys.readouterr().err == "imsync: debug: \\x1b[2J\n"
 
 
 @pytest.mark.parametrize(

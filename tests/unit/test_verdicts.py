@@ -10,7 +10,6 @@ import pytest
 from imsync.bus.inspection import GroupView, RetentionView
 from imsync.bus.retention import Retention
 from imsync.cli.check import _exit_code, exposition
-from imsync.cli.gauges import GAUGES
 from imsync.cli.verdicts import Bounds, Verdict, judge
 from imsync.errors import ImsyncError, RedisUnreachable, StoreUnusable
 from imsync.im.accounts import Outcomes, account
@@ -18,6 +17,7 @@ from imsync.im.health import judge_group, judge_outbox, judge_store
 from imsync.im.outbox import OutboxBacklog
 from imsync.im.overview import GroupOverview, OutboxOverview, Overview, Place
 from imsync.store.settlement import Percentiles
+from imsync.telemetry.names import CHECK
 
 FINE = GroupView("group", "s", True, 0, 0.0, 0, None, ("c1",), 0, 0, "1-0")
 HELD = RetentionView(Retention(), 7, "1-0", 1.0, "2-0", "group", None, ("group",))
@@ -172,9 +172,10 @@ def series(seen: Overview, *, healthy: bool = True) -> dict[str, float]:
 
 def test_every_gauge_is_told_with_its_help() -> None:
     text = exposition(overview(), healthy=True)
-    for name, about in GAUGES.items():
+    gauges = {each.name: each.meaning for each in CHECK}
+    for name, about in gauges.items():
         assert f"# HELP {name} {about}\n# TYPE {name} gauge\n" in text
-    assert {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")} == set(GAUGES)
+    assert {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")} == set(gauges)
     found = series(overview(replace(FINE, lag=3, pending=2, oldest_pending_seconds=1.5)))
     assert found['imsync_group_lag_entries{group="group"}'] == 3
     assert found['imsync_group_oldest_pending_seconds{group="group"}'] == 1.5
