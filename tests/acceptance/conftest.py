@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.driver import Imsync, free_port
-from tests.acceptance.inside import Inside
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, StartServer
 
 USERS, GROUPS = 300, 40
@@ -79,7 +79,7 @@ def on_server(stores: Imsync, server: Server) -> Imsync:
 @pytest.fixture
 def inside(on_server: Imsync) -> Imsync:
     """The same, with the commands in this process."""
-    return Inside.of(on_server)
+    return InProcess.of(on_server)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from imsync.bus.retention import Retention, trim
 from imsync.bus.stream import Stream
 from imsync.im.events import DESTINATION, User2GroupEvent
 from tests.acceptance.driver import Imsync
-from tests.acceptance.test_group_cli import Here, same_logging  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, StartServer, eventually
 
 PASSWORD = "not a word of it: ÄÖ"
@@ -81,9 +81,9 @@ def any_own_server(any_kind: str, start_server: StartServer) -> Server:
 
 
 @pytest.fixture
-def here(clean_environment: Path, any_own_server: Server) -> Iterator[Here]:
+def here(clean_environment: Path, any_own_server: Server) -> Iterator[InProcess]:
     """No stores yet; the three users."""
-    here = Here(clean_environment, URL=any_own_server.url, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="50")
+    here = InProcess(clean_environment, URL=any_own_server.url, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="50")
     make_users(here, any_own_server)
     yield here
     here.close()
@@ -176,7 +176,7 @@ def every_permission_used(server: Server, role: Role) -> Iterator[None]:
     assert allowed - sent <= {"select", "ping"}
 
 
-def test_the_whole_story(here: Here, any_own_server: Server) -> None:
+def test_the_whole_story(here: InProcess, any_own_server: Server) -> None:
     server = any_own_server
     become(here, Role.OPERATOR)
     here.ok("init", "--users", 60, "--groups", 8)
@@ -229,7 +229,7 @@ NOBODY = ["FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG SET maxmemory 1", "ACL LIST",
 
 
 @pytest.mark.parametrize("role", Role)
-def test_what_they_do_not_need_is_refused(here: Here, any_own_server: Server, role: Role) -> None:
+def test_what_they_do_not_need_is_refused(here: InProcess, any_own_server: Server, role: Role) -> None:
     forbidden = [*FORBIDDEN[role], *NOBODY]
     if role is Role.CONSUMER and dialect_of(any_own_server) is Dialect.REDIS_7:
         forbidden += NEEDS_SELECTORS
@@ -256,7 +256,7 @@ def test_two_systems_on_one_server_cannot_touch_each_other(clean_environment: Pa
     for prefix in ("chat", "chat2"):
         folder = clean_environment / prefix
         folder.mkdir()
-        system = Here(folder, URL=server.url, PREFIX=prefix, CONSUMER_HEARTBEAT_MS="100")
+        system = InProcess(folder, URL=server.url, PREFIX=prefix, CONSUMER_HEARTBEAT_MS="100")
         make_users(system, server)
         become(system, Role.OPERATOR)
         system.ok("init", "--users", 20, "--groups", 3)

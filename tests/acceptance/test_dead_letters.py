@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.driver import Imsync
-from tests.inprocess import InProcess
+from tests.acceptance.inprocess import InProcess
 from tests.letters import accounts, bury, consume, edit, letters
 from tests.servers import eventually
 from tests.stores import sql

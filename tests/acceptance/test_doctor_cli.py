@@ -20,7 +20,7 @@ from imsync.im.group_store import GroupStore
 from imsync.store import file_checks
 from tests import version1
 from tests.acceptance.driver import Imsync, free_port
-from tests.acceptance.test_group_cli import Here, same_logging  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
 from tests.disks import Disk, with_disks
 from tests.servers import StartServer
 
@@ -52,9 +52,9 @@ def expect(im: Imsync, check: str, verdict: str, *said: str, **more: str) -> Non
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Here:
+def here(clean_environment: Path, template: Path) -> InProcess:
     """Made stores without a server."""
-    here = Here(clean_environment)
+    here = InProcess(clean_environment)
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)
@@ -62,7 +62,7 @@ def here(clean_environment: Path, template: Path) -> Here:
 
 
 @pytest.fixture
-def served(here: Here, start_server: StartServer) -> Here:
+def served(here: InProcess, start_server: StartServer) -> InProcess:
     """Stores and a server that is all that a server should be."""
     server = start_server(appendonly=True, appendfsync="everysec")
     here.set(URL=server.url, CONSUMER_HEARTBEAT_MS="100")
@@ -78,7 +78,7 @@ def state(im: Imsync) -> object:
     return kept, {path.name: path.read_bytes() for path in sorted(im.data.glob("*")) if path.is_file()}
 
 
-def test_all_is_well_and_looking_changes_nothing(served: Here) -> None:
+def test_all_is_well_and_looking_changes_nothing(served: InProcess) -> None:
     served.ok("publish", "user-update", "--count", 3)
     before = state(served)
     found = verdicts(served, "--deep")
@@ -95,7 +95,7 @@ def test_all_is_well_and_looking_changes_nothing(served: Here) -> None:
 # ── the stores ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_files_that_others_may_read(served: Here) -> None:
+def test_files_that_others_may_read(served: InProcess) -> None:
     (served.data / "group.db").chmod(0o640)
     expect(served, "file-permissions", "bad", "others may read group.db")
     (served.data / "group.db").chmod(0o600)
@@ -107,7 +107,7 @@ def test_files_that_others_may_read(served: Here) -> None:
         expect(served, "file-permissions", "warn", "another user owns user.db")
 
 
-def test_stores_that_are_missing(served: Here) -> None:
+def test_stores_that_are_missing(served: InProcess) -> None:
     (served.data / "friend.db").unlink()
     expect(served, "stores", "warn", "friend.db not in")
     for path in served.data.glob("*.db"):
@@ -147,7 +147,7 @@ def other_index(path: Path) -> None:
     ids=["damaged", "no database", "another store", "empty", "newer"],
 )  # fmt: skip
 def test_stores_that_are_not_what_they_should_be(
-    served: Here, spoil: Callable[[Path], object], check: str, verdict: str, said: str
+    served: InProcess, spoil: Callable[[Path], object], check: str, verdict: str, said: str
 ) -> None:
     spoil(served.data / "group.db")
     expect(served, check, verdict, said)
@@ -159,7 +159,7 @@ def pragma(path: Path, text: str) -> None:
         connection.execute(f"PRAGMA {text}")
 
 
-def test_an_older_store_is_not_migrated_by_looking(served: Here) -> None:
+def test_an_older_store_is_not_migrated_by_looking(served: InProcess) -> None:
     path = served.data / "group.db"
     path.unlink()
     version1.make(path, GroupStore.schema.application_id).close()
@@ -168,7 +168,7 @@ def test_an_older_store_is_not_migrated_by_looking(served: Here) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)
 
 
-def test_only_a_deep_look_compares_indexes(served: Here) -> None:
+def test_only_a_deep_look_compares_indexes(served: InProcess) -> None:
     other_index(served.data / "group.db")
     assert verdicts(served)["group-integrity"] == "ok"
     assert verdicts(served, "--deep")["group-integrity"] == "bad"
@@ -195,7 +195,7 @@ def test_a_disk_that_fills(free: int, verdict: str) -> None:
     assert file_checks.judge_space("disk", "evidence", free).verdict == verdict
 
 
-def test_a_store_of_another_group(served: Here, template: Path) -> None:
+def test_a_store_of_another_group(served: InProcess, template: Path) -> None:
     served.ok("consume", "group", "--until-empty")
     with served.client() as client:
         client.delete(served.keys.store("group"))
@@ -222,7 +222,7 @@ def test_a_store_of_another_group(served: Here, template: Path) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_settings_that_contradict_each_other(
-    here: Here,
+    here: InProcess,
     settings: dict[str, str],
     verdict: str,
     said: str,
@@ -237,14 +237,14 @@ def test_settings_that_contradict_each_other(
 # ── the connection ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_nobody_listens(here: Here) -> None:
+def test_nobody_listens(here: InProcess) -> None:
     here.set(URL=f"redis://127.0.0.1:{free_port()}")
     found = examined(here)
     assert (found["redis"]["verdict"], found["server"]["verdict"]) == ("bad", "unknown")
     assert "cannot reach Redis" in found["redis"]["evidence"]
 
 
-def test_a_wrong_password(served: Here) -> None:
+def test_a_wrong_password(served: InProcess) -> None:
     with served.client() as client:
         client.config_set("requirepass", "geheim1")
     served.secrets = ["geheim1", "geheim2"]
@@ -252,7 +252,7 @@ def test_a_wrong_password(served: Here) -> None:
     assert verdicts(served, IMSYNC_PASSWORD="geheim1")["redis"] == "ok"
 
 
-def test_who_may_not_look_is_told_so(served: Here) -> None:
+def test_who_may_not_look_is_told_so(served: InProcess) -> None:
     with served.client() as client:
         client.execute_command("ACL", "SETUSER", "nobody", "on", ">x", "+ping")
     found = examined(served, IMSYNC_USERNAME="nobody", IMSYNC_PASSWORD="x")
@@ -262,7 +262,7 @@ def test_who_may_not_look_is_told_so(served: Here) -> None:
     assert {found[name]["verdict"] for name in of_the_server} == {"unknown"}
 
 
-def test_a_key_of_another_type(served: Here) -> None:
+def test_a_key_of_another_type(served: InProcess) -> None:
     with served.client() as client:
         client.delete(served.stream)
         client.set(served.stream, "x")
@@ -273,13 +273,13 @@ def test_a_key_of_another_type(served: Here) -> None:
 
 
 @pytest.fixture
-def alone(here: Here) -> Iterator[Here]:
+def alone(here: InProcess) -> Iterator[InProcess]:
     """Without a url."""
     yield here
     here.close()
 
 
-def test_the_embedded_server_is_looked_at_and_not_started(alone: Here) -> None:
+def test_the_embedded_server_is_looked_at_and_not_started(alone: InProcess) -> None:
     expect(alone, "embedded-server", "warn", "has never run")
     assert not (alone.data / "redis").exists()
     server = EmbeddedServer(alone.data)
@@ -298,7 +298,7 @@ def test_the_embedded_server_is_looked_at_and_not_started(alone: Here) -> None:
     assert not server.status().running
 
 
-def test_an_embedded_server_that_hangs(alone: Here) -> None:
+def test_an_embedded_server_that_hangs(alone: InProcess) -> None:
     server = EmbeddedServer(alone.data)
     pid = server.start().pid
     assert pid is not None

@@ -5,22 +5,18 @@ They run in this process, which takes a tenth of the time, except on a terminal.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import pty
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imsync.bus.stream import Stream
-from imsync.cli import main
-from tests.acceptance.driver import CLI, Done, Imsync
+from tests.acceptance.driver import CLI, Imsync
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, eventually
 
 HOUR_MS = 3_600_000
@@ -28,43 +24,17 @@ HOSTILE = b"\x1b]52;c;QUFB\x07\xe2\x80\xae'; rm -rf /\xfe"
 SHOWN = r"\x1b]52;c;QUFB\x07\u202e'; rm -rf /\xfe"
 
 
-class Here(Imsync):
-    """The command line in this process."""
-
-    def run(self, *args: object, stdin: str | bytes | None = None, **more: str) -> Done:
-        words = tuple(map(str, args))
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            for name, value in (self.environ | more).items():
-                patch.setenv(name, value)
-            patch.chdir(self.folder)
-            patch.setattr("sys.stdin", io.StringIO())
-            with pytest.raises(SystemExit) as ended:
-                main(words)
-        assert isinstance(ended.value.code, int)
-        return self.checked(words, ended.value.code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """The commands set up logging for a process of their own."""
-    logger = logging.getLogger("imsync")
-    before = (logger.handlers, logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-
-
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Here:
+def here(clean_environment: Path, template: Path) -> InProcess:
     """Made stores without a server."""
-    here = Here(clean_environment)
+    here = InProcess(clean_environment)
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)
     return here
 
 
-def served(here: Here, server: Server) -> Here:
+def served(here: InProcess, server: Server) -> InProcess:
     """With a server, and the groups of `init`."""
     here.set(URL=server.url, CONSUMER_HEARTBEAT_MS="100")
     with here.client() as client:
@@ -74,13 +44,13 @@ def served(here: Here, server: Server) -> Here:
 
 
 @pytest.fixture
-def im(here: Here, server: Server) -> Here:
+def im(here: InProcess, server: Server) -> InProcess:
     """Made stores, and a server with the groups of `init`."""
     return served(here, server)
 
 
 @pytest.fixture
-def any_im(here: Here, any_server: Server) -> Here:
+def any_im(here: InProcess, any_server: Server) -> InProcess:
     """The same on each kind of server in turn."""
     return served(here, any_server)
 
@@ -490,14 +460,14 @@ COMMANDS = ["group list", "group create x", "group drop x", "consumer list", "co
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_without_stores_and_without_redis(clean_environment: Path, words: str) -> None:
-    bare = Here(clean_environment)
+    bare = InProcess(clean_environment)
     assert bare.json(*words.split(), code=5)["error"]["kind"] == "store_unusable"
     assert not bare.data.exists(), "a mistyped folder gets no server of its own"
     bare.set(URL="unix:///nobody/listens/here")
     assert bare.json(*words.split(), code=4)["error"]["kind"] == "redis_unreachable"
 
 
-def test_a_stream_that_is_not_there(here: Here, server: Server) -> None:
+def test_a_stream_that_is_not_there(here: InProcess, server: Server) -> None:
     here.set(URL=server.url)
     assert here.ok("group", "list").out == "no groups\n"
     assert here.ok("consumer", "list").out == "no consumers\n"

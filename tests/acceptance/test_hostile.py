@@ -22,11 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from imsync.cli import main
 from imsync.cli.reference import commands
 from imsync.embedded import EmbeddedServer
-from tests.acceptance.driver import CLI, Imsync, hidden_characters
-from tests.acceptance.test_group_cli import same_logging  # noqa: F401 - autouse
+from tests.acceptance.driver import CLI, hidden_characters
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server
 
 MARK = "HoStIlE"
@@ -93,21 +92,13 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 WITHOUT_URL = {"server start", "server status", "server stop"}
 
 
-class Raw(Imsync):
+class Raw(InProcess):
     """The command line in this process, with output as bytes."""
 
     def bytes_of(self, *words: str, stdin: bytes = b"", **more: str) -> bytes:
         """What it writes to stdout and stderr."""
-        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            for name, value in (self.environ | more).items():
-                patch.setenv(name, value)
-            patch.chdir(self.folder)
-            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-            with contextlib.suppress(SystemExit):
-                main(words)
-        written: bytes = out.buffer.getvalue() + err.buffer.getvalue()  # type: ignore[attr-defined]
-        return written
+        _, out, err = self.written(*words, stdin=stdin, **more)
+        return out + err
 
     def letter(self) -> str:
         """The id of a dead letter of group `group`."""

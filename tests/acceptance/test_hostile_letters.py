@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.acceptance.driver import CLI, Imsync, hidden_characters
+from tests.acceptance.inprocess import InProcess
 from tests.acceptance.test_output import BOLD, HOSTILE, plant
-from tests.inprocess import InProcess
 from tests.letters import bury, consume, edit, letters
 from tests.terminals import on_a_terminal
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.driver import Imsync
-from tests.acceptance.test_group_cli import Here, same_logging, served  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
+from tests.acceptance.test_group_cli import served
 from tests.servers import Server, eventually
 
 PLAN = ["group", "store", "creates", "users", "pending", "undelivered", "consumers", "dry_run"]
@@ -24,9 +25,9 @@ DEAD_PORT = "redis://127.0.0.1:1"
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[Here]:
+def im(clean_environment: Path, template: Path, server: Server) -> Iterator[InProcess]:
     """Made stores and a server, with the groups of `init`; heartbeats that end soon."""
-    here = Here(clean_environment, CONSUMER_BLOCK_MS="50")
+    here = InProcess(clean_environment, CONSUMER_BLOCK_MS="50")
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)

@@ -14,7 +14,7 @@ from imsync.im.events import DESTINATION
 from imsync.im.reapplying import Part, plan
 from imsync.im.workspace import Workspace
 from tests.acceptance.driver import Imsync
-from tests.inprocess import InProcess
+from tests.acceptance.inprocess import InProcess
 from tests.letters import accounts, bury, consume, edit
 from tests.servers import eventually
 from tests.stores import sql

@@ -15,7 +15,7 @@ import pytest
 
 from imsync.cli.reference import commands
 from tests.acceptance.driver import Imsync, free_port
-from tests.acceptance.test_group_cli import Here, same_logging  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
 from tests.acceptance.test_hostile import FED
 from tests.servers import Server, StartServer, eventually
 
@@ -35,8 +35,8 @@ def locked(start_server: StartServer) -> Server:
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Iterator[Here]:
-    here = Here(clean_environment, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="20")
+def here(clean_environment: Path, template: Path) -> Iterator[InProcess]:
+    here = InProcess(clean_environment, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="20")
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)
@@ -72,7 +72,7 @@ WAYS = ["environment", "url", "password file", "config file"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_command_tells_a_password(here: Here, locked: Server, way: str) -> None:
+def test_no_command_tells_a_password(here: InProcess, locked: Server, way: str) -> None:
     """The driver looks for it in every output."""
     give(here, locked, way, RIGHT)
     for service in ("group", "friend"):
@@ -89,7 +89,7 @@ def test_no_command_tells_a_password(here: Here, locked: Server, way: str) -> No
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_error_tells_a_password(here: Here, locked: Server, way: str) -> None:
+def test_no_error_tells_a_password(here: InProcess, locked: Server, way: str) -> None:
     give(here, locked, way, WRONG)
     for words in (["status"], ["relay"], ["publish", "user-update", "--count", "2"], ["tail"], ["group", "list"],
                   ["doctor"], ["replay", "pending"]):  # fmt: skip
@@ -101,7 +101,7 @@ def test_no_error_tells_a_password(here: Here, locked: Server, way: str) -> None
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_server_no_word(here: Here, locked: Server, way: str) -> None:
+def test_no_server_no_word(here: InProcess, locked: Server, way: str) -> None:
     give(here, locked, way, RIGHT)
     locked.kill()
     for words in (["status"], ["group", "list"], ["doctor"]):
@@ -115,14 +115,14 @@ def test_no_server_no_word(here: Here, locked: Server, way: str) -> None:
     here.run("config", "show").expect(2)
 
 
-def test_no_help_tells_what_is_set(here: Here, locked: Server) -> None:
+def test_no_help_tells_what_is_set(here: InProcess, locked: Server) -> None:
     give(here, locked, "environment", RIGHT)
     for name, _ in commands():
         done = here.ok(*name.split()[1:], "--help")
         assert "password" not in done.out.lower() or name == "imsync config acl", "no command takes one on its line"
 
 
-def test_a_password_is_refused_among_the_arguments(here: Here, locked: Server) -> None:
+def test_a_password_is_refused_among_the_arguments(here: InProcess, locked: Server) -> None:
     url = locked.url.replace("unix://", f"unix://default:{quote(RIGHT, safe='')}@")
     for command in sorted(FED.keys() - {"config init"}):  # which reads no setting
         here.run(*command.split(), "--url", url).expect(2)
@@ -134,7 +134,7 @@ def arguments_of(pid: int) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ps_shows_no_password(here: Here, locked: Server, way: str) -> None:
+def test_ps_shows_no_password(here: InProcess, locked: Server, way: str) -> None:
     give(here, locked, way, RIGHT)
     here.ok("group", "create", "group")
     process = here.start("tail", IMSYNC_DEBUG="1")
@@ -149,7 +149,7 @@ def test_ps_shows_no_password(here: Here, locked: Server, way: str) -> None:
     assert here.end(process, signal.SIGTERM).code == 0
 
 
-def test_files_hold_no_password(here: Here, locked: Server) -> None:
+def test_files_hold_no_password(here: InProcess, locked: Server) -> None:
     """Neither the stores nor what lies beside them."""
     give(here, locked, "environment", RIGHT)
     here.ok("group", "create", "group")

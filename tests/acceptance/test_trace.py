@@ -12,7 +12,7 @@ from imsync.cli.lines import cells
 from imsync.im.user_store import UserStore
 from imsync.im.workspace import Workspace
 from tests.acceptance.driver import CLI, Imsync
-from tests.inprocess import InProcess
+from tests.acceptance.inprocess import InProcess
 from tests.letters import bury, consume, edit, letters
 from tests.stores import nick, sql
 from tests.terminals import on_a_terminal

@@ -23,7 +23,8 @@ from imsync.bus import Bus
 from imsync.im.events import DESTINATION
 from imsync.im.group_store import GroupStore
 from tests.acceptance.driver import CLI, Done, Imsync
-from tests.acceptance.test_group_cli import Here, same_logging, served  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
+from tests.acceptance.test_group_cli import served
 from tests.acceptance.test_rebuild_cli import everything
 from tests.drifting import OPTIONS, Refusing, foreign
 from tests.servers import Server, eventually
@@ -34,9 +35,9 @@ MAX = 2**63 - 1
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[Here]:
+def im(clean_environment: Path, template: Path, server: Server) -> Iterator[InProcess]:
     """Made stores and a server, with the groups of `init`; heartbeats that end soon."""
-    here = Here(clean_environment, CONSUMER_BLOCK_MS="50", CONSUMER_HEARTBEAT_MS="250")
+    here = InProcess(clean_environment, CONSUMER_BLOCK_MS="50", CONSUMER_HEARTBEAT_MS="250")
     here.data.mkdir(mode=0o700)
     for name in ("user", "group", "friend"):
         shutil.copy(template / f"{name}.db", here.data)
@@ -97,7 +98,7 @@ def bring_apart(im: Imsync) -> dict[str, int]:
     )
 
 
-def test_every_cause_is_gone_after_a_repair_with_living_consumers(im: Here) -> None:
+def test_every_cause_is_gone_after_a_repair_with_living_consumers(im: InProcess) -> None:
     im.ok("consume", "friend", "--until-empty")
     causes = bring_apart(im)
     overrides = im.overrides()
@@ -119,7 +120,7 @@ def test_every_cause_is_gone_after_a_repair_with_living_consumers(im: Here) -> N
         im.end(consumer, 15)
 
 
-def test_what_the_server_lost_is_repaired_too(im: Here) -> None:
+def test_what_the_server_lost_is_repaired_too(im: InProcess) -> None:
     user = members(im)[0]
     for service in ("group", "friend"):
         im.ok("consume", service, "--until-empty")
@@ -138,7 +139,7 @@ def test_what_the_server_lost_is_repaired_too(im: Here) -> None:
 # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_plan_is_printed_and_changes_nothing(im: Here) -> None:
+def test_the_plan_is_printed_and_changes_nothing(im: InProcess) -> None:
     first, second, third = members(im)[:3]
     rename(im, first)
     by_hand(im, "group", "UPDATE user_profile_replica SET version = 7 WHERE user_id = ?", second)
@@ -157,7 +158,7 @@ def test_the_plan_is_printed_and_changes_nothing(im: Here) -> None:
     assert everything(im) == before
 
 
-def test_what_no_event_reaches_is_mended_by_the_rebuild_that_it_names(im: Here) -> None:
+def test_what_no_event_reaches_is_mended_by_the_rebuild_that_it_names(im: InProcess) -> None:
     user = members(im)[0]
     by_hand(im, "group", "UPDATE user_profile_replica SET version = ? WHERE user_id = ?", MAX, user)
     done = im.json("verify", "--repair", "--yes", "--wait", code=3)
@@ -169,7 +170,7 @@ def test_what_no_event_reaches_is_mended_by_the_rebuild_that_it_names(im: Here) 
     assert im.wrong_copies("group") == []
 
 
-def test_without_a_consumer_it_says_which_to_start(im: Here) -> None:
+def test_without_a_consumer_it_says_which_to_start(im: InProcess) -> None:
     rename(im, members(im)[0])
     done = im.run("verify", "--repair", "--yes", "--wait", "--timeout", "0s").expect(3)
     assert "no consumer of group is alive: imsync consume group" in done.err
@@ -179,7 +180,7 @@ def test_without_a_consumer_it_says_which_to_start(im: Here) -> None:
     im.ok("verify", "--strict")
 
 
-def test_without_waiting_nobody_has_seen_it(im: Here) -> None:
+def test_without_waiting_nobody_has_seen_it(im: InProcess) -> None:
     rename(im, members(im)[0])
     done = im.json("verify", "--repair", "--yes", code=3)
     assert (done["touched"], done["published"], done["repaired"], done["waiting"], done["wrong"]) == (
@@ -193,7 +194,7 @@ def test_without_waiting_nobody_has_seen_it(im: Here) -> None:
     assert im.json("verify", "--strict", code=3)["flight"]["undelivered"] == 2
 
 
-def test_without_redis_a_repair_waits_in_the_outbox(im: Here) -> None:
+def test_without_redis_a_repair_waits_in_the_outbox(im: InProcess) -> None:
     rename(im, members(im)[0])
     done = im.run("verify", "--repair", "--yes", "--wait", "--url", DEAD_PORT).expect(3)
     assert "the events are kept in the outbox and will be sent later: imsync relay" in done.err
@@ -203,7 +204,7 @@ def test_without_redis_a_repair_waits_in_the_outbox(im: Here) -> None:
     assert im.json("verify")["drift"] == 0
 
 
-def test_who_waits_for_what(im: Here) -> None:
+def test_who_waits_for_what(im: InProcess) -> None:
     first, second, third = members(im)[:3]
     im.ok("consume", "group", "--until-empty")
     edit(im, first, "held")
@@ -224,7 +225,7 @@ def test_who_waits_for_what(im: Here) -> None:
 # ── which users ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_some_users(im: Here) -> None:
+def test_some_users(im: InProcess) -> None:
     users = members(im)
     for user in users[:9]:
         rename(im, user)
@@ -241,7 +242,7 @@ def test_some_users(im: Here) -> None:
     assert im.json("verify", "--group", "friend")["drift"] == 0
 
 
-def test_a_sample(im: Here) -> None:
+def test_a_sample(im: InProcess) -> None:
     everybody = len(im.users("true"))
     by_hand(im, "group", "UPDATE user_profile_replica SET nick_name = 'x'")
 
@@ -264,7 +265,7 @@ def test_a_sample(im: Here) -> None:
         "--export x --against y", "--repair --wait --timeout 5", "--examples -1",
     ],
 )  # fmt: skip
-def test_options_that_do_not_go_together(im: Here, words: str) -> None:
+def test_options_that_do_not_go_together(im: InProcess, words: str) -> None:
     assert im.json("verify", *words.split(), code=2)["error"]["kind"] == "usage"
 
 
@@ -272,11 +273,11 @@ def test_options_that_do_not_go_together(im: Here, words: str) -> None:
 
 
 @pytest.fixture
-def other(im: Here, clean_environment: Path) -> Iterator[Here]:
+def other(im: InProcess, clean_environment: Path) -> Iterator[InProcess]:
     """Another host on the same Redis, to which the projections have moved; `im` has the user store alone."""
     folder = clean_environment / "other"
     folder.mkdir()
-    other = Here(folder, CONSUMER_BLOCK_MS="50", CONSUMER_HEARTBEAT_MS="250", URL=im.url)
+    other = InProcess(folder, CONSUMER_BLOCK_MS="50", CONSUMER_HEARTBEAT_MS="250", URL=im.url)
     other.data.mkdir(mode=0o700)
     for name in ("group", "friend"):
         shutil.move(im.data / f"{name}.db", other.data)
@@ -284,7 +285,7 @@ def other(im: Here, clean_environment: Path) -> Iterator[Here]:
     other.close()
 
 
-def test_copies_on_another_host(im: Here, other: Here, tmp_path: Path) -> None:
+def test_copies_on_another_host(im: InProcess, other: InProcess, tmp_path: Path) -> None:
     user = im.users()[0]
     files = {name: tmp_path / f"{name}.ndjson" for name in ("group", "friend")}
     edit(im, user, "elsewhere")
@@ -315,7 +316,7 @@ def test_copies_on_another_host(im: Here, other: Here, tmp_path: Path) -> None:
     assert im.json("verify", *against, "--strict")["in_flight"] == 0
 
 
-def test_files_that_are_refused(im: Here, other: Here, tmp_path: Path, template: Path) -> None:
+def test_files_that_are_refused(im: InProcess, other: InProcess, tmp_path: Path, template: Path) -> None:
     path = tmp_path / "file"
     assert "add --group group or --group friend" in other.run("verify", "--export", path).expect(2).err
     (other.data / "friend.db").rename(tmp_path / "away.db")
@@ -354,7 +355,7 @@ def on_terminal(im: Imsync, *args: str, answer: str = "") -> tuple[int, list[str
     return done.code, done.out.replace("\r", "").splitlines()
 
 
-def test_a_terminal_of_80_columns_shows_whole_ids(im: Here) -> None:
+def test_a_terminal_of_80_columns_shows_whole_ids(im: InProcess) -> None:
     users = members(im)[:4]
     rename(im, users[0])
     by_hand(im, "group", "UPDATE user_profile_replica SET version = 12345678 WHERE user_id = ?", users[1])

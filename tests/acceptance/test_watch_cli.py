@@ -21,7 +21,7 @@ import pytest
 
 from imsync.embedded import EmbeddedServer
 from tests.acceptance.driver import CLI, Imsync
-from tests.acceptance.inside import Inside
+from tests.acceptance.inprocess import InProcess
 from tests.servers import StartServer, eventually
 
 WATCH = ("status", "--watch", "--interval", "100ms")
@@ -44,7 +44,7 @@ def rows_of(process: subprocess.Popen[str]) -> Callable[[Callable[[dict[str, Any
 
 
 def test_a_watch_goes_on_while_redis_is_away(stores: Imsync, start_server: StartServer) -> None:
-    im, server = Inside.of(stores), start_server(appendonly=True)
+    im, server = InProcess.of(stores), start_server(appendonly=True)
     im.set(URL=server.url)
     recorded = im.folder / "samples"
     watch = im.start(*WATCH, "--record", recorded)
@@ -103,7 +103,7 @@ def test_an_embedded_server_that_was_stopped_is_not_started_again(im: Imsync) ->
 
 
 def test_a_server_that_does_not_answer_holds_nobody_up(stores: Imsync, start_server: StartServer) -> None:
-    im, server = Inside.of(stores), start_server()
+    im, server = InProcess.of(stores), start_server()
     im.set(URL=server.url)
     watch = im.start(*WATCH)
     rows_of(watch)(lambda row: row["retention"])
@@ -145,7 +145,7 @@ def test_a_recording_that_fails_is_told_once_and_the_watch_goes_on(inside: Imsyn
 
 
 def test_without_stores_and_without_a_url_there_is_nothing_to_watch(bare: Imsync) -> None:
-    bare = Inside.of(bare)
+    bare = InProcess.of(bare)
     assert bare.json(*WATCH, code=5)["error"]["kind"] == "store_unusable"
     assert not bare.data.exists()
 
@@ -223,7 +223,7 @@ def on_a_terminal(im: Imsync, *args: str, columns: int = 80) -> str:
 
 
 def test_on_a_terminal_it_is_drawn_until_control_c(stores: Imsync, start_server: StartServer) -> None:
-    im, server = Inside.of(stores), start_server(appendonly=True)
+    im, server = InProcess.of(stores), start_server(appendonly=True)
     im.set(URL=server.url)
     im.ok("publish", "user-update", "--count", 30)
     with terminal(im, *WATCH) as shown:

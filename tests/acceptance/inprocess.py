@@ -16,11 +16,15 @@ from tests.acceptance.driver import Done, Imsync
 
 
 class InProcess(Imsync):
-    """As the other driver, and with its checks of every output."""
+    """As the other driver, and with its checks of every output. What is started is a process all the same."""
 
     def run(self, *args: object, stdin: str | bytes | None = None, **more: str) -> Done:
         words = tuple(map(str, args))
-        text = stdin if isinstance(stdin, bytes) else (stdin or "").encode()
+        code, out, err = self.written(*words, stdin=stdin.encode() if isinstance(stdin, str) else stdin or b"", **more)
+        return self.checked(words, code, out.decode(), err.decode())
+
+    def written(self, *words: str, stdin: bytes = b"", **more: str) -> tuple[int, bytes, bytes]:
+        """A command's exit code, and the bytes that it writes to stdout and stderr."""
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True) for _ in range(2))
         logger = logging.getLogger("imsync")
         before = (logger.handlers, logger.level, logger.propagate)
@@ -29,7 +33,7 @@ class InProcess(Imsync):
         try:
             with (
                 mock.patch.dict(os.environ, self.environ | more, clear=True),
-                mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(text))),
+                mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))),
                 contextlib.chdir(self.folder),
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
@@ -41,12 +45,12 @@ class InProcess(Imsync):
         finally:
             logger.handlers, logger.level, logger.propagate = before
         assert isinstance(code, int)
-        printed = [each.buffer.getvalue().decode() for each in (out, err)]
-        return self.checked(words, code, *printed)
+        return code, out.buffer.getvalue(), err.buffer.getvalue()  # type: ignore[attr-defined]
 
     @classmethod
     def of(cls, driver: Imsync) -> InProcess:
-        """The same folder and settings."""
+        """The same folder and settings. The other one ends what it has started."""
         made = cls(driver.folder)
-        made.environ, made.secrets, made._processes = driver.environ, driver.secrets, driver._processes
+        made.data, made.environ, made.secrets = driver.data, driver.environ, driver.secrets
+        made._processes = driver._processes
         return made
