@@ -39,7 +39,7 @@ COMMANDS = {
         "replay pending --min-idle 0s", "dead list", "group list", "group create search", "consumer list",
         "verify --repair --yes --wait --timeout 0s", "trace {user}", "dead show {letter}",
         "replay dead --yes", "replay from start --yes", "replay from start --seek --yes", "dead purge --all --yes",
-        "consumer prune --yes", "group drop search --yes", "rebuild group", "rebuild friend", "doctor",
+        "consumer prune --yes", "group drop search --yes", "rebuild group --yes", "rebuild friend --yes", "doctor",
     ],
 }  # fmt: skip
 """What each of them runs."""

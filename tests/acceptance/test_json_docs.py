@@ -288,8 +288,8 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
     run("consumer prune", "--dry-run")
     run("consumer prune", "--yes")
     run("rebuild group", "--dry-run")
-    run("rebuild group")
-    run("rebuild friend")
+    run("rebuild group", "--yes")
+    run("rebuild friend", "--yes")
     for group in ("search", "group", "friend"):
         run("group drop", group, "--yes")
     run("status")  # no group is there

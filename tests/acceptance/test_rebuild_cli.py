@@ -86,7 +86,7 @@ def test_a_store_that_is_refused_is_rebuilt(im: Imsync, service: str) -> None:
     assert problem["remedy"] == f"imsync rebuild {service}"
     im.ok("publish", "user-update", "--count", 7, "--seed", 3)
 
-    result = im.json("rebuild", service)
+    result = im.json("rebuild", service, "--yes")
     assert list(result) == RESULT
     with im.client() as client:
         last = client.xrevrange(im.stream, count=1)[0][0].decode()
@@ -116,14 +116,14 @@ def test_a_store_that_is_refused_is_rebuilt(im: Imsync, service: str) -> None:
 
 def test_people_are_told_the_plan_and_the_result(im: Imsync) -> None:
     put_older_copy(im, "group")
-    done = im.ok("rebuild", "group")
+    done = im.ok("rebuild", "group", "--yes")
     plan, *_ = done.err.splitlines()
     assert plan.endswith(f"group.db from {USERS} users, after 0 pending and 0 undelivered entries of the group")
     assert plan.startswith("imsync: rebuild /")
     (line,) = done.out.splitlines()
     assert line.startswith(f"{USERS} users, ")
     assert line.endswith(" of them changed; 40 events are covered by the snapshot")
-    again = im.ok("rebuild", "group")
+    again = im.ok("rebuild", "group", "--yes")
     assert again.out.startswith(f"{USERS} users, 0 of them changed; 40 events")
 
 
@@ -148,16 +148,24 @@ def test_a_dry_run_changes_nothing(im: Imsync) -> None:
     assert (stores, redis) == (stores_before[:2], redis_before)
 
 
+def test_it_asks_first(im: Imsync) -> None:
+    before = im.query("group", "SELECT value FROM meta WHERE key = 'store_id'")
+    done = im.run("rebuild", "group").expect(2)
+    assert "--yes" in done.err
+    assert "rebuild" in done.err
+    assert im.query("group", "SELECT value FROM meta WHERE key = 'store_id'") == before
+
+
 def test_a_missing_store_is_made_only_when_asked_for(im: Imsync) -> None:
     consumed(im, "group", 30, 1)
     remove(im, "group")
-    for arguments in (["consume", "group"], ["rebuild", "group"]):
+    for arguments in (["consume", "group"], ["rebuild", "group", "--yes"]):
         error = im.json(*arguments, code=5)["error"]
         assert error["kind"] == "store_unusable"
         assert "there is no group store at" in error["message"]
-    assert "--create" in im.run("rebuild", "group").expect(5).err
+    assert "--create" in im.run("rebuild", "group", "--yes").expect(5).err
     assert not (im.data / "group.db").exists()
-    done = im.run("rebuild", "group", "--create").expect(0)
+    done = im.run("rebuild", "group", "--yes", "--create").expect(0)
     assert done.err.startswith("imsync: make /")
     assert (im.data / "group.db").stat().st_mode & 0o777 == 0o600
     assert im.query("group", "SELECT count(*) FROM im_group_member") == [(0,)]
@@ -170,19 +178,19 @@ def test_a_missing_store_is_made_only_when_asked_for(im: Imsync) -> None:
 
 def test_it_is_refused_while_a_consumer_lives(im: Imsync) -> None:
     put_older_copy(im, "group")
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
     consumer = im.start("consume", "group")
     eventually(lambda: im.alive())
     before = im.query("group", "SELECT * FROM meta")
-    error = im.json("rebuild", "group", code=2)["error"]
+    error = im.json("rebuild", "group", "--yes", code=2)["error"]
     assert error["kind"] == "usage"
     assert error["message"] == "group 'group' has 1 living consumer"
     assert "stop them" in error["hint"]
     assert im.json("rebuild", "group", "--dry-run")["consumers"] == 1
     assert im.query("group", "SELECT * FROM meta") == before
-    im.ok("rebuild", "friend")
+    im.ok("rebuild", "friend", "--yes")
     im.end(consumer, signal.SIGTERM).expect(0)
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
 
 
 def test_what_cannot_be_done_is_told_by_its_exit_code(im: Imsync) -> None:
@@ -196,22 +204,22 @@ def test_what_cannot_be_done_is_told_by_its_exit_code(im: Imsync) -> None:
         assert f"{service}.db" in help_
     assert "group" in im.run("rebuild").expect(2).err
     im.run("rebuild", "nobody").expect(2)
-    im.run("rebuild", "group", "--force").expect(2)
+    im.run("rebuild", "group", "--yes", "--force").expect(2)
     before = everything(im)
-    assert im.json("rebuild", "group", "--url", DEAD_PORT, code=4)["error"]["kind"] == "redis_unreachable"
+    assert im.json("rebuild", "group", "--yes", "--url", DEAD_PORT, code=4)["error"]["kind"] == "redis_unreachable"
     with im.locked("group"):
         im.set(STORE_BUSY_TIMEOUT_MS="50")
-        assert im.json("rebuild", "group", code=5)["error"]["kind"] == "store_unusable"
+        assert im.json("rebuild", "group", "--yes", code=5)["error"]["kind"] == "store_unusable"
     (im.data / "user.db").rename(im.data / "away.db")
-    error = im.json("rebuild", "group", code=5)["error"]
+    error = im.json("rebuild", "group", "--yes", code=5)["error"]
     assert "there is no user store" in error["message"]
     (im.data / "away.db").rename(im.data / "user.db")
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
     assert before != everything(im)
 
 
 def test_a_folder_without_stores_gets_no_server(bare: Imsync) -> None:
-    assert bare.json("rebuild", "group", code=5)["error"]["kind"] == "store_unusable"
+    assert bare.json("rebuild", "group", "--yes", code=5)["error"]["kind"] == "store_unusable"
     assert not (bare.data / "redis").exists()
 
 
@@ -221,12 +229,12 @@ def test_a_signal_ends_it_and_it_can_be_run_again(im: Imsync, number: int) -> No
     put_older_copy(im, "group")
     with (im.data / "user.db.relay-lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = im.start("rebuild", "group")
+        process = im.start("rebuild", "group", "--yes")
         eventually(lambda: has_open(process.pid, "user.db"))
         done = im.end(process, number, seconds=3)
     assert done.code in (130, -number)
     assert im.json("consume", "group", "--until-empty", code=5)["error"]["kind"] == "store_mismatch"
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
     im.ok("consume", "group", "--until-empty")
     assert im.wrong_copies("group") == []
 
@@ -245,10 +253,10 @@ def test_a_damaged_store_is_not_rebuilt_in_place(im: Imsync) -> None:
     path = im.data / "group.db"
     path.write_bytes(b"not a database".ljust(8192))
     for flags in ([], ["--create"]):
-        error = im.json("rebuild", "group", *flags, code=5)["error"]
+        error = im.json("rebuild", "group", "--yes", *flags, code=5)["error"]
         assert error["kind"] == "store_unusable"
         assert "not a database" in error["message"]
     assert path.read_bytes() == b"not a database".ljust(8192)
     remove(im, "group")
-    im.ok("rebuild", "group", "--create")
+    im.ok("rebuild", "group", "--yes", "--create")
     assert im.wrong_copies("group") == []

@@ -163,7 +163,7 @@ def test_what_no_event_reaches_is_mended_by_the_rebuild_that_it_names(im: InProc
     by_hand(im, "group", "UPDATE user_profile_replica SET version = ? WHERE user_id = ?", MAX, user)
     done = im.json("verify", "--repair", "--yes", "--wait", code=3)
     assert (done["planned"], done["touched"], done["unrepairable"]) == (0, 0, 1)
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
     im.ok("verify")
     edit(im, user, "as ever")
     im.ok("consume", "group", "--until-empty")
