@@ -26,4 +26,5 @@ def test_random_histories(part: int, rng: random.Random, scaled: Callable[[int],
     finally:
         row.reached(REACHED.pop("a history"))
     for what, times in REACHED.items():
-        fault(f"random histories · {what}").reached(times)
+        if times:  # chance decides what a part of them meets
+            fault(f"random histories · {what}").reached(times)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import CHECKOUT
 from tests.faults.nursery import Nursery, Worker, WorkerFailed
 from tests.faults.rig import World
 from tests.faults.steps import CONSUMER_STEPS, DEAD_LETTER_STEPS, PRODUCER_STEPS, RELAY_STEPS, At
@@ -142,8 +146,21 @@ def test_what_cannot_come_to_rest_is_a_violation(world: World) -> None:
 
 
 def test_starting_a_worker_is_quick(nursery: Nursery) -> None:
+    """The fork server has imported everything before: the tests start thousands of them."""
     nursery.start(CommandJob(["--version"])).finish()
-    began = time.monotonic()
-    for _ in range(5):
-        nursery.start(CommandJob(["--version"])).finish()
-    assert (time.monotonic() - began) / 5 < 0.15
+    afresh = [sys.executable, "-c", "import tests.faults.workers, tests.faults.nursery"]
+
+    def seconds(start: Callable[[], object]) -> float:
+        began = time.monotonic()
+        start()
+        return time.monotonic() - began
+
+    # the best of some, in turns: the machine may be busy with something else
+    pairs = [
+        (
+            seconds(lambda: nursery.start(CommandJob(["--version"])).finish()),
+            seconds(lambda: subprocess.run(afresh, check=True, cwd=CHECKOUT)),
+        )
+        for _ in range(5)
+    ]
+    assert min(worker for worker, _ in pairs) < min(process for _, process in pairs) / 2
