@@ -21,7 +21,10 @@ def present(bus: Bus, destination: str) -> Finding:
     stream = bus.stream(destination)
     info = stream.info()
     if info is None:
-        remedy = "`imsync init`; or check the prefix: another one is another system"
+        # a system that was set up has had a stream: `imsync init` would refuse it
+        remedy = (
+            "imsync relay makes it anew and sends what was lost; or check the prefix: another one is another system"
+        )
         return warn("stream", f"there is no {stream.key}", remedy)
     return ok("stream", f"{stream.key} holds {info.length:,} entries")
 

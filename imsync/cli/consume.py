@@ -129,8 +129,9 @@ def _consume(
         for name in ("duplicates", "dead", "ignored", "taken_over", "lost", "left_pending")
         if (value := getattr(counts, name))
     )
+    events = "1 event" if counts.events == 1 else f"{counts.events:,} events"
     run.out.result(
         data,
-        f"{counts.events:,} events in {elapsed:.1f} s: {counts.applied:,} applied, "
+        f"{events} in {elapsed:.1f} s: {counts.applied:,} applied, "
         f"{counts.superseded:,} superseded" + (f", {extra}" if extra else ""),
     )

@@ -93,7 +93,9 @@ def _stores(run: Run, *, deep: bool) -> Generator[Finding, None, list[str]]:
         yield bad("stores", f"there are none in {where}", "`imsync init`, or check --data-dir")
         return []
     if absent:
-        remedy = "fine where those services are on other machines; otherwise restore them, or `imsync rebuild`"
+        services = [name for name in schemas if name not in there and name != "user"]
+        rebuild = "".join(f", then imsync rebuild {name}" for name in services)
+        remedy = f"fine where those services are on other machines; otherwise restore them{rebuild}"
         yield warn("stores", f"{', '.join(absent)} not in {where}", remedy)
     else:
         yield ok("stores", f"all in {where}")

@@ -95,6 +95,7 @@ def _rebuild(run: Run, service: str, *, create: bool, dry_run: bool, yes: bool) 
         )
     projection.close()
     users.close()
+    again = ": imsync verify --repair, then rebuild again"
     run.out.result(
         plan
         | {
@@ -104,6 +105,13 @@ def _rebuild(run: Run, service: str, *, create: bool, dry_run: bool, yes: bool) 
             "covered": done.covered,
             "position": done.position,
         },
-        f"{done.users:,} users, {done.changed:,} of them changed; {done.covered:,} events are covered by the snapshot"
-        + (f"; {done.ahead:,} users are ahead of the source and were left as they are" if done.ahead else ""),
+        f"{done.users:,} users, {done.changed:,} of them changed; {_covered(done.covered)}"
+        + (f"; {done.ahead:,} users are ahead of the source and were left as they are{again}" if done.ahead else ""),
     )
+
+
+def _covered(events: int) -> str:
+    """What the snapshot stands for in the accounts: less than nothing after a user store was restored."""
+    if events < 0:
+        return f"{-events:,} events that the source does not know any more are written off"
+    return f"{events:,} events are covered by the snapshot"

@@ -188,7 +188,7 @@ def _tell(run: Run, path: Path, state: Mapping[str, Any], points: Sequence[Point
     problems = len(state.get("problems") or ())
     looked = not drift.not_looked
     ends = [timestamp(int(points[i].at * 1000)) for i in (0, -1)] if points else [None, None]
-    words = f"{len(points):,} samples, {problems:,} problems, "
+    words = f"{len(points):,} samples, {problems:,} {'problem' if problems == 1 else 'problems'}, "
     words += f"{drift.drift:,} drifted" if looked else f"drift not looked at: {drift.not_looked}"
     run.out.result(
         {

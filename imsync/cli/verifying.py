@@ -100,11 +100,14 @@ def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
     if verdict.drift > len(verdict.examples) > 0:
         run.out.text(f"… and {number(verdict.drift - len(verdict.examples))} more: see --examples")
     for cause, n in verdict.causes.most_common():
-        run.out.text(f"{cause} {n:,}: {REMEDIES[cause]}")
+        # what helps is about a touch; where none reaches, the lines below say what does
+        run.out.text(f"{cause} {n:,}" if n == verdict.beyond[cause] else f"{cause} {n:,}: {REMEDIES[cause]}")
     for line in _left(verdict):
         run.out.text(line)
     found = "no drift" if not verdict.drift else f"{verdict.drift:,} drifted"
-    run.out.text(f"{verdict.users:,} users, {verdict.rows:,} rows: {found}{_flight(verdict)}")
+    users = "1 user" if verdict.users == 1 else f"{verdict.users:,} users"
+    copies = "1 row" if verdict.rows == 1 else f"{verdict.rows:,} rows"
+    run.out.text(f"{users}, {copies}: {found}{_flight(verdict)}")
 
 
 def _version(version: int | None) -> str:

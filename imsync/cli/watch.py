@@ -70,7 +70,8 @@ def watch_status(run: Run, interval_seconds: float, record: Path | None, count: 
     with _recording(record) as write, stopping(stop.set, deadline_seconds=run.settings.consumer.stop_deadline_seconds):
         found = samples(lambda: look_again(run), interval_seconds, stop, count)
         if run.out.on_a_terminal:
-            view = View(str(run.bus.endpoint), interval_seconds, run.workspace.data_dir)
+            where = str(run.bus.endpoint)
+            view = View(where, interval_seconds, run.workspace.data_dir, embedded=not run.settings.url)
             with run.out.dashboard() as draw:
                 for sample in found:
                     view.add(sample, write(sample))
@@ -175,10 +176,12 @@ class View:
 
     Args:
         where: the server, without a password.
+        embedded: whether it is imsync's own: nobody has given a URL that could be wrong.
     """
 
-    def __init__(self, where: str, interval_seconds: float, data_dir: Path) -> None:
+    def __init__(self, where: str, interval_seconds: float, data_dir: Path, *, embedded: bool = False) -> None:
         self._where = where
+        self._embedded = embedded
         self._interval = interval_seconds
         self._data_dir = data_dir
         self._points: deque[_Point] = deque(maxlen=max(2, int(KEPT_SECONDS / interval_seconds) + 1))
@@ -211,7 +214,8 @@ class View:
             since = datetime.fromtimestamp(sample.away_ms / 1000)
             lasted = seconds((overview.at_ms - sample.away_ms) / 1000)
             found.append(Line(f"! Redis is away since {since:%H:%M:%S} ({lasted}): {overview.redis.message}", "bad"))
-            found += [Line(f"  {overview.redis.hint}")] if overview.redis.hint else []
+            hint = "try: imsync server start" if self._embedded else overview.redis.hint
+            found += [Line(f"  {hint}")] if hint else []
         if self._failing:
             found.append(Line(f"! the recording fails: {self._failing}", "bad"))
         found += picture.problems(overview)

@@ -84,11 +84,13 @@ def judge_group(
             f"look at their messages; {replay}")  # fmt: skip
     if view.held_by_dead and (view.oldest_pending_seconds or 0.0) > STALLED_SECONDS:
         held = _count(view.held_by_dead, "entry", "entries")
-        add("held_by_dead", f"dead consumers of {service} hold {held}", replay)
+        # the dead need no patience, and what they got a moment ago is younger than what replay waits for by itself
+        add("held_by_dead", f"dead consumers of {service} hold {held}", f"{replay} --min-idle 0s")
     if view.dead:
         letters = _count(view.dead, "dead letter", "dead letters")
         add("dead_letters", f"{service} has {letters}",
-            f"imsync dead list --group {group}, then imsync replay dead or dead purge")  # fmt: skip
+            f"imsync dead list --group {group}, then imsync replay dead --group {group}; "
+            f"imsync dead purge --group {group} --all lets go of what stays")  # fmt: skip
     conflicts = accounting.conflicts if accounting else outcomes.conflicts if outcomes else 0
     if conflicts:
         events = _count(conflicts, "event that contradicts", "events that contradict")
@@ -99,7 +101,8 @@ def judge_group(
     if accounting and accounting.unexplained < 0:
         events = _count(-accounting.unexplained, "event", "events")
         what = f"{service} settled {events} more than were published: was the user store restored from a backup?"
-        add("unexplained", what, f"imsync verify, then {rebuild}")
+        # a rebuild leaves alone what is ahead of the source, and the accounts open: the repair comes first
+        add("unexplained", what, f"imsync verify --repair, then {rebuild}")
     if accounting and accounting.unexplained > 0:
         events = _count(accounting.unexplained, "unexplained event", "unexplained events")
         add("unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}")

@@ -75,11 +75,14 @@ class Replica(NamedTuple):
     def contradicts(self, event_replica: Replica) -> bool:
         """Whether an event that was superseded by this state, and never seen before, cannot come from the same
         history: it has this version and other content, or a lower version and a much later time, or it comes after
-        a tombstone. (Clocks step; they raise an alarm here and decide nothing.)
+        a tombstone and is none. (Clocks step; they raise an alarm here and decide nothing. A tombstone may come twice:
+        a repair publishes a deletion again for the sake of one projection, and every other has it already.)
         """
         other = event_replica
         if other.version < self.version:
             return other.occurred_ms > self.occurred_ms + CLOCK_TOLERANCE_MS
+        if other.deleted and self.deleted:
+            return False
         return other.version > self.version or (
             (other.nick_name, other.head_image, other.deleted) != (self.nick_name, self.head_image, self.deleted)
         )

@@ -302,11 +302,10 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     for content, number in contents.items():
         version_of = versions.get(content)
         rows[version_of] = rows.get(version_of, 0) + number
-    right = (state.version, state.deleted, state.content) == (
-        source.version,
-        source.deleted,
-        expected,
-    ) and state.stale_rows == 0
+    both_deleted = state.deleted and source.deleted  # of two tombstones none is newer
+    same_version = state.version == source.version or (both_deleted and state.version > 0)
+    same = same_version and (state.deleted, state.content) == (source.deleted, expected)
+    right = same and state.stale_rows == 0
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
     return Copies(
@@ -348,6 +347,11 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
     if copies.version > source.version:
         what = f"{name} has version {copies.version}, newer than the source: was user.db restored from a backup?"
         return Standing.WRONG, what, "imsync verify"
+    if copies.deleted and not source.deleted:
+        # no event passes a tombstone, and a rebuild wants a source that is newer
+        rebuild = f"imsync rebuild {name}"
+        remedy = rebuild if source.version > copies.version else f"{repair}, then {rebuild}"
+        return Standing.WRONG, f"{name} has a tombstone, which no event passes, and the source lives", remedy
     entry_id = newest.event.entry_id if newest else None
     again = f"imsync replay from {entry_id} --to {entry_id} --user {user} --group {name}"
     version = f"version {source.version}"
@@ -378,8 +382,8 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
             return Standing.WRONG, f"{version} never reached group {name}, and the stream has lost it", repair
     wrong = sum(each.rows for each in copies.at if each.version != source.version)
     if copies.version == source.version and wrong:
-        rows = "1 row" if wrong == 1 else f"{wrong:,} rows"
-        return Standing.WRONG, f"{rows} of {name} differ from {version}, which is applied", repair
+        rows = f"1 row of {name} differs" if wrong == 1 else f"{wrong:,} rows of {name} differ"
+        return Standing.WRONG, f"{rows} from {version}, which is applied", repair
     return Standing.WRONG, f"{name} differs from {version}, and no event is on its way", repair
 
 

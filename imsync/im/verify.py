@@ -78,6 +78,7 @@ class Verdict:
         held_by: of these, the pending ones by (projection, consumer).
         causes: the drift by cause.
         mends: the drift by (projection, what mends it).
+        beyond: of the drift, what no touch helps with, by cause.
         examples: the first differences.
     """
 
@@ -87,6 +88,7 @@ class Verdict:
     held_by: Counter[tuple[str, str]] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)
     mends: Counter[tuple[str, Mend]] = field(default_factory=Counter)
+    beyond: Counter[str] = field(default_factory=Counter)
     examples: list[Drift] = field(default_factory=list)
 
     @property
@@ -294,8 +296,9 @@ class _Side:
     ) -> Finding | None:
         """Why a copy is wrong; None when it must be looked at again."""
         if source is None:
-            rows = f"{copy.rows:,} rows" if copy else "nothing"
-            return Finding(Cause.ORPHAN, f"the source has no such user, and {rows} here copy it")
+            rows = copy.rows if copy else 0
+            copied = "1 row here copies it" if rows == 1 else f"{rows:,} rows here copy it"
+            return Finding(Cause.ORPHAN, f"the source has no such user, and {copied}")
         if kind in (Difference.ABSENT, Difference.BEHIND) or copy is None:
             return why_behind(source, copy, evidence)
         if kind is Difference.BURIED:
@@ -342,6 +345,8 @@ class _Side:
         )
         self._verdict.causes[drift.cause] += 1
         self._verdict.mends[drift.projection, drift.mend] += 1
+        if drift.mend in (Mend.REBUILD, Mend.BY_HAND):
+            self._verdict.beyond[drift.cause] += 1
         if is_example:
             self._verdict.examples.append(drift)
         self._on_drift(drift)

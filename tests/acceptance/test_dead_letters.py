@@ -113,6 +113,7 @@ def test_what_is_still_bad_stays_and_says_why(buried: InProcess) -> None:
     assert "Invalid JSON" in done["entries"][-1]["result_reason"]
     words = im.run("replay", "dead", "--yes").expect(1).out
     assert f"group {left.id} stays: bad_json: Invalid JSON" in words
+    assert "imsync dead purge lets go of it" in " ".join(words.split())
     assert words.splitlines()[-1] == "1 still bad"
 
 

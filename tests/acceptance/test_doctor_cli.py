@@ -110,6 +110,10 @@ def test_files_that_others_may_read(served: InProcess) -> None:
 def test_stores_that_are_missing(served: InProcess) -> None:
     (served.data / "friend.db").unlink()
     expect(served, "stores", "warn", "friend.db not in")
+    assert examined(served)["stores"]["remedy"].endswith("restore them, then imsync rebuild friend")
+    with served.client() as client:
+        client.flushall()
+    assert examined(served)["stream"]["remedy"].startswith("imsync relay")  # `init` refuses stores that are there
     for path in served.data.glob("*.db"):
         path.unlink()
     expect(served, "stores", "bad", "there are none")

@@ -127,6 +127,21 @@ def test_people_are_told_the_plan_and_the_result(im: Imsync) -> None:
     assert again.out.startswith(f"{USERS} users, 0 of them changed; 40 events")
 
 
+def test_edits_that_a_restored_user_store_has_forgotten_are_written_off(im: Imsync) -> None:
+    consumed(im, "group", 20, 1)
+    with im.store("user") as users:
+        before = bytes(users.serialize())
+    consumed(im, "group", 40, 2)
+    remove(im, "user")
+    (im.data / "user.db").write_bytes(before)
+    assert im.ok("rebuild", "group").out.endswith("left as they are: imsync verify --repair, then rebuild again\n")
+    (problem,) = [each for each in im.json("status", code=3)["problems"] if each["group"] == "group"]
+    assert problem["remedy"] == "imsync verify --repair, then imsync rebuild group"
+    im.run("verify", "--repair", "--yes").expect(3)
+    done = im.ok("rebuild", "group")
+    assert done.out.endswith("; 40 events that the source does not know any more are written off\n")
+
+
 def test_a_dry_run_changes_nothing(im: Imsync) -> None:
     put_older_copy(im, "group")
     im.ok("publish", "user-update", "--count", 7, "--seed", 3)

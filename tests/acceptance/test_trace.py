@@ -237,6 +237,34 @@ def test_the_deleted(im: InProcess, user: int) -> None:
     assert [each["version"] for each in found["rows_at"]] == [2]
 
 
+def test_of_two_tombstones_none_is_newer(im: InProcess, user: int) -> None:
+    """As `verify` has it: a repair for one service publishes the deletion anew, and the other keeps what it has."""
+    with closing(UserStore(im.data / "user.db")) as users:
+        users.delete_user(user)
+    im.ok("relay", "--until-empty")
+    consume(im, "group", "friend")
+    sql(im.data / "group.db", "UPDATE user_profile_replica SET deleted = 0 WHERE user_id = ?", (user,))
+    im.run("verify", "--repair", "--yes").expect(3)  # nobody has applied it yet
+    consume(im, "group", "friend")
+    im.ok("verify")
+    assert traced(im, user, service="friend")["verdict"] == "in_step"
+    assert im.json("status")["healthy"]  # a deletion that comes twice contradicts nothing
+
+
+def test_the_tombstone_of_the_living(im: InProcess, user: int) -> None:
+    edit(im, (user, "Mia"))
+    consume(im, "group", "friend")
+    sql(im.data / "group.db", "UPDATE user_profile_replica SET deleted = 1 WHERE user_id = ?", (user,))
+    found = traced(im, user, code=3)
+    repair, rebuild = found["remedy"].split(", then ")
+    im.run(*shlex.split(repair)[1:], "--yes").expect(3)
+    consume(im, "group", "friend")
+    assert traced(im, user, code=3)["remedy"] == rebuild == "imsync rebuild group"
+    follow(im, rebuild)
+    assert traced(im, user)["verdict"] == "in_step"
+    assert im.json("status")["healthy"]
+
+
 def test_overrides_are_counted(im: InProcess, user: int) -> None:
     sql(im.data / "group.db", "UPDATE im_group_member SET remark_nick_name = 'me' WHERE user_id = ?", (user,))
     found = traced(im, user)

@@ -152,6 +152,9 @@ def test_the_plan_is_printed_and_changes_nothing(im: InProcess) -> None:
     said = im.run("verify", "--repair", "--dry-run").expect(3)
     assert "dry run: 2 users would be touched; nothing was changed" in said.out
     assert "group: no event reaches 1 of them: imsync rebuild group" in said.out
+    assert "ahead 2: was user.db restored?" in said.out
+    alone = im.run("verify", "--user", third).expect(3).out
+    assert "\nahead 1\n" in alone, "no touch helps, so none is named"
     refusal = im.run("verify", "--repair").expect(2)
     assert "nobody to ask: publish 2 users anew" in refusal.err
     assert im.json("verify", "--repair", code=2)["error"]["kind"] == "usage"

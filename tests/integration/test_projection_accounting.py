@@ -278,6 +278,7 @@ def test_tallies_are_kept_for_so_many_sources(kind: Kind, store: Store) -> None:
         (tombstone(1, 5), update(1, 5), True),
         (tombstone(1, 5), update(1, 6), True),
         (tombstone(1, 5), tombstone(1, 5), False),
+        (tombstone(1, 5), tombstone(1, 6), False),  # a repair of another projection published it again
     ],
 )
 @pytest.mark.parametrize("together", [False, True])

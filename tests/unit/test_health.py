@@ -90,9 +90,10 @@ def test_what_was_settled_and_never_published_is_unexplained(published: int, too
         (
             {"pending": 3, "held_by_dead": 3, "oldest_pending_seconds": 31.0},
             "dead consumers of the group service hold 3 entries",
-            "imsync replay pending --group group",
+            "imsync replay pending --group group --min-idle 0s",
         ),
         ({"dead": 2}, "the group service has 2 dead letters", "imsync dead list --group group"),
+        ({"dead": 2}, "the group service has 2 dead letters", "imsync replay dead --group group; imsync dead purge"),
     ],
 )
 def test_each_trouble_of_a_group_is_named_with_its_remedy(view: dict[str, object], words: str, remedy: str) -> None:

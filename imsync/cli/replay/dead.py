@@ -217,6 +217,11 @@ def _print_end(
             print(line)
     if len(stay) > SHOWN:
         print(f"… and {len(stay) - SHOWN:,} more stay")
+    if any(_outcome(each) == "bad" for _, each in stay):
+        hint = "imsync dead show says why one stays, imsync verify whether a copy lacks it"
+        hint += "; imsync dead purge lets go of it"
+        for line in fold(hint):
+            print(line)
     print(_told(Counter(_outcome(each) for each in results.values())))
 
 
