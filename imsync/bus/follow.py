@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from imsync.bus.entry import Entry, id_parts
+from imsync.bus.entry import Entry, id_before, id_parts
 from imsync.bus.retention import NO_LIMIT
 from imsync.bus.retry import Backoff
 from imsync.bus.stream import Stream
@@ -34,14 +34,6 @@ class Back:
     """
 
     after: str | None
-
-
-def id_before(entry_id: str) -> str:
-    """The largest entry id below this one; 0-0 when there is none."""
-    milliseconds, sequence = id_parts(entry_id)
-    if sequence:
-        return f"{milliseconds}-{sequence - 1}"
-    return f"{milliseconds - 1}-{2**64 - 1}" if milliseconds else "0-0"
 
 
 def follow(

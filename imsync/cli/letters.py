@@ -110,9 +110,10 @@ def store_of(run: Run, service: str) -> Projection | None:
 
 def age_seconds(letter_id: str, now_ms: int) -> float:
     """How long ago a letter was written, by its id."""
+    from imsync.bus.clock import seconds_since
     from imsync.bus.entry import id_parts
 
-    return round(max(0.0, (now_ms - id_parts(letter_id)[0]) / 1000), 3)
+    return seconds_since(id_parts(letter_id)[0], now_ms)
 
 
 def described(service: str, read: ReadLetter, now_ms: int) -> dict[str, object]:

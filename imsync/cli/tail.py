@@ -113,10 +113,10 @@ def _looks(
     run: Run, from_: str | None, to: str | None, until_end: bool, dead: str | None, wanted: Filter
 ) -> Iterator[Look]:
     from imsync.bus.dead_letter import read
-    from imsync.bus.entry import FIELD
+    from imsync.bus.entry import FIELD, id_after
     from imsync.bus.envelope import look
     from imsync.bus.follow import BLOCK_MS, follow
-    from imsync.bus.retention import NO_LIMIT, id_after
+    from imsync.bus.retention import NO_LIMIT
     from imsync.bus.stream import Stream
     from imsync.im.events import DESTINATION
 
@@ -193,12 +193,13 @@ def _written(run: Run, format: str | None, dead: str | None) -> Callable[[Look],
 
 
 def _described(look: Look) -> dict[str, object]:
+    from imsync.bus.clock import time_of
+
     letter = look.letter
-    when = event_format.published_at(look.entry.id)
     fields = look.entry.fields if letter is None else letter.raw
     row: dict[str, object] = {
         "id": look.entry.id,
-        "published_at": "" if when is None else when.isoformat(timespec="milliseconds"),
+        "published_at": time_of(look.entry.id) or "",
         "event": look.envelope.event,
         "error": look.envelope.error or None,
         "raw": None

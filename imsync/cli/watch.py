@@ -15,7 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsync.cli.looking import described, described_error, described_rates, look_again, timestamp
+from imsync.bus.clock import timestamp
+from imsync.cli.looking import described, described_error, described_rates, look_again
 from imsync.cli.render import Block, Grid, Line, number, seconds, sparkline
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imsync.bus.connection import Endpoint
-from imsync.bus.entry import Entry, id_parts
-from imsync.bus.follow import BLOCK_MS, PAGE, Back, Lost, follow, id_before
-from imsync.bus.retention import NO_LIMIT, id_after
+from imsync.bus.entry import Entry, id_after, id_before, id_parts
+from imsync.bus.follow import BLOCK_MS, PAGE, Back, Lost, follow
+from imsync.bus.retention import NO_LIMIT
 from imsync.bus.retry import Backoff
 from imsync.bus.stream import Stream
 from imsync.errors import RedisRefused, RedisUnreachable

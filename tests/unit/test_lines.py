@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.entry import LAST_ID, is_entry_id
+from imsync.bus.clock import time_of
+from imsync.bus.entry import LAST_ID, id_before, is_entry_id
 from imsync.bus.glimpse import MAX_TEXT, Glimpse, glimpse
-from imsync.bus.history import before
 from imsync.cli.lines import aligned, cells, fold, shorten
-from imsync.cli.positions import time_of
 from imsync.cli.render import safe
 from tests.acceptance.driver import hidden_characters
 
@@ -48,7 +47,7 @@ def test_columns_are_aligned_and_only_one_gives_way(monkeypatch: pytest.MonkeyPa
 def test_times_and_neighbours_of_ids() -> None:
     assert time_of("1795420800000-5") == "2026-11-23T08:00:00.000+00:00"
     assert time_of(LAST_ID) is time_of(None) is None
-    assert [before(each) for each in ("5-3", "5-0", "5", "0-1", "0-0")] == [
+    assert [id_before(each) for each in ("5-3", "5-0", "5", "0-1", "0-0")] == [
         "5-2",
         f"4-{2**64 - 1}",
         f"4-{2**64 - 1}",

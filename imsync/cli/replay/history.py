@@ -42,7 +42,7 @@ class _Planned:
     seek: str | None = None
 
     def described(self) -> dict[str, object]:
-        from imsync.cli.positions import time_of
+        from imsync.bus.clock import time_of
 
         return {
             "group": self.group,
@@ -154,7 +154,7 @@ def _part(run: Run, start: str, to: str | None, user: int | None) -> Part:
 
 
 def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
-    from imsync.bus.history import before
+    from imsync.bus.entry import id_before
     from imsync.bus.inspection import view_group
     from imsync.errors import GroupMissing, UsageError
     from imsync.im.events import DESTINATION
@@ -166,7 +166,7 @@ def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
     try:
         if refused := binding.mismatch():
             raise refused
-        target = before(part.start) if seek else None
+        target = id_before(part.start) if seek else None
         if target is not None:
             if not view.exists:
                 raise GroupMissing(f"there is no group {service}", f"imsync consume {service} makes it")
@@ -263,8 +263,8 @@ def _told(counts: Counter[str]) -> str:
 
 
 def _print_plan(planned: _Planned, part: Part) -> None:
+    from imsync.bus.clock import time_of
     from imsync.cli.lines import fold
-    from imsync.cli.positions import time_of
 
     plan, group = planned.plan, planned.group
     lines = [f"group {group}: {plan.entries:,} {'entry' if plan.entries == 1 else 'entries'}"]
