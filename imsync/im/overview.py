@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from imsync.bus.binding import Binding
 from imsync.bus.bus import Bus
 from imsync.bus.clock import now_ms
 from imsync.bus.inspection import GroupView, RetentionView, view_group, view_retention
@@ -249,8 +248,7 @@ def _at_most(users: UserStore) -> int:
 
 
 def _refused(bus: Bus, service: str, projection: ProfileProjection) -> StoreMismatch | None:
-    stream, keys = bus.stream(DESTINATION), bus.keys(DESTINATION)
-    return Binding(bus.client, stream, keys, service, projection).mismatch()
+    return bus.binding(DESTINATION, service, projection).mismatch()
 
 
 def _outbox(users: UserStore) -> OutboxOverview:

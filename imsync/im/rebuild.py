@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imsync.bus.binding import Binding
 from imsync.bus.bus import Bus
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.inspection import GroupView, is_beyond_end, view_group
@@ -91,7 +90,7 @@ def rebuild(
     group = projection.name
     check_stopped(view_group(bus, destination, group))
     stream = bus.stream(destination)
-    binding = Binding(bus.client, stream, bus.keys(destination), group, projection)
+    binding = bus.binding(destination, group, projection)
     with relay.alone():
         projection.begin_filling()
         binding.rebind(0)

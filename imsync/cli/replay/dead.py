@@ -97,7 +97,6 @@ def _plan(run: Run, service: str, wanted: LetterFilter, batch: int, limit: int |
     Raises:
         StoreUnusable, StoreMismatch: it has letters, and its store cannot take them.
     """
-    from imsync.bus.binding import Binding
     from imsync.im.events import DESTINATION
     from imsync.im.redrive import plan
 
@@ -107,8 +106,7 @@ def _plan(run: Run, service: str, wanted: LetterFilter, batch: int, limit: int |
     store = run.workspace.projection(service)
     try:
         planned = plan(letters, store, wanted, batch=batch, limit=limit)
-        stream, keys = run.bus.stream(DESTINATION), run.bus.keys(DESTINATION)
-        refused = Binding(run.bus.client, stream, keys, service, store).mismatch() if planned else None
+        refused = run.bus.binding(DESTINATION, service, store).mismatch() if planned else None
     finally:
         store.close()
     if refused:
@@ -139,14 +137,13 @@ def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> dict[t
 
 
 def _redriven(run: Run, service: str, planned: list[PlannedLetter], batch: int) -> Iterator[list[Redriven]]:
-    from imsync.bus.binding import Binding
     from imsync.bus.codec import Decoder
     from imsync.bus.redrive import Redrive
     from imsync.im.events import DESTINATION
     from imsync.im.redrive import batches
 
     store = run.workspace.projection(service)
-    binding = Binding(run.bus.client, run.bus.stream(DESTINATION), run.bus.keys(DESTINATION), service, store)
+    binding = run.bus.binding(DESTINATION, service, store)
     binding.check()
     letters = run.bus.dead_letters(DESTINATION, service)
     redrive = Redrive(letters, decoder=Decoder(store.events), handler=store, binding=binding)

@@ -201,12 +201,10 @@ def _is_after(one: str, other: str) -> bool:
 
 
 def _store(run: Run, service: str) -> tuple[ProfileProjection, Binding]:
-    from imsync.bus.binding import Binding
     from imsync.im.events import DESTINATION
 
     store = run.workspace.projection(service)
-    keys = run.bus.keys(DESTINATION)
-    return store, Binding(run.bus.client, run.bus.stream(DESTINATION), keys, service, store)
+    return store, run.bus.binding(DESTINATION, service, store)
 
 
 def _batch(run: Run) -> int:
