@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, Ids, Reasons, Since, UserId, count_letters
+from imsync.cli.letters import Reasons, Since, count_letters
 from imsync.cli.run import Run, command
+from imsync.cli.selection import Group, Ids, UserId
 
 if TYPE_CHECKING:
     from imsync.im.letters import LetterFilter, ReadLetter
@@ -45,15 +46,17 @@ def list_(
     Safe to drop is one whose event cannot change anything any more, because its version or a newer one is applied.
     With --json one object per line, with the raw bytes of the original entry as text.
     """
-    from imsync.cli.letters import chosen, described, in_lines, services
+    from imsync.cli.letters import chosen, described, in_lines
     from imsync.cli.lines import fold
+    from imsync.cli.selection import services
+    from imsync.im.events import DESTINATION
 
     wanted_services = services(group)
     wanted = chosen(run, id, reason, user, since)
     listed = droppable = 0
     cut = False
     for service in wanted_services:
-        now_ms = run.bus.dead_letters(_destination(), service).server_time_ms()
+        now_ms = run.bus.dead_letters(DESTINATION, service).server_time_ms()
         found = 0
         for read in _letters(run, service, wanted):
             if found == limit:
@@ -89,8 +92,10 @@ def show(
     """
     from base64 import b64encode
 
-    from imsync.cli.letters import check_ids, described, services
+    from imsync.cli.letters import described
+    from imsync.cli.selection import check_ids, services
     from imsync.errors import UsageError
+    from imsync.im.events import DESTINATION
     from imsync.im.letters import LetterFilter
 
     wanted_services = services(group)
@@ -98,7 +103,7 @@ def show(
     run.expect_stores()
     shown = 0
     for service in wanted_services:
-        now_ms = run.bus.dead_letters(_destination(), service).server_time_ms()
+        now_ms = run.bus.dead_letters(DESTINATION, service).server_time_ms()
         for read in _letters(run, service, wanted):
             if run.as_json:
                 prediction = read.about.prediction
@@ -146,8 +151,10 @@ def purge(
     `imsync verify` names it. Say which with at least one of the options, or --all.
     """
     from imsync.cli.confirm import confirm
-    from imsync.cli.letters import chosen, services
+    from imsync.cli.letters import chosen
+    from imsync.cli.selection import services
     from imsync.errors import UsageError
+    from imsync.im.events import DESTINATION
 
     wanted_services = services(group)
     wanted = chosen(run, id, reason, user, since)
@@ -166,7 +173,7 @@ def purge(
         for service in wanted_services:
             ids = [each.id for each in planned if each.group == service]
             for start in range(0, len(ids), PAGE):
-                purged += run.bus.dead_letters(_destination(), service).delete(ids[start : start + PAGE])
+                purged += run.bus.dead_letters(DESTINATION, service).delete(ids[start : start + PAGE])
     data = {"planned": len(planned), "purged": purged, "dry_run": dry_run}
     if run.as_json:
         run.out.row(data | {"entries": [asdict(each) for each in planned]})
@@ -219,18 +226,13 @@ def _print_plan(planned: list[_Planned]) -> None:
             print(line)
 
 
-def _destination() -> str:
-    from imsync.im.events import DESTINATION
-
-    return DESTINATION
-
-
 def _letters(run: Run, service: str, wanted: LetterFilter) -> Iterator[ReadLetter]:
     """The letters of a service that are meant. Its store is opened when there is one."""
     from imsync.cli.letters import store_of
+    from imsync.im.events import DESTINATION
     from imsync.im.letters import select
 
-    dead = run.bus.dead_letters(_destination(), service)
+    dead = run.bus.dead_letters(DESTINATION, service)
     if not dead.length():
         return
     store = store_of(run, service)
@@ -260,6 +262,7 @@ def _whole(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     from imsync.cli.letters import age_seconds, foreseen, subject, worth
     from imsync.cli.lines import fold
     from imsync.cli.render import safe, seconds
+    from imsync.im.wording import times
 
     letter, about = read.letter, read.about
 
@@ -278,8 +281,7 @@ def _whole(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     yield from field("entry", letter.source_id or "-")
     yield from field("published", letter.published_at or "-")
     age = seconds(age_seconds(letter.id, now_ms))
-    times = "once" if letter.deliveries == 1 else f"{letter.deliveries:,} times"
-    yield from field("died", f"{letter.dead_at or '-'} ({age} ago), delivered {times}")
+    yield from field("died", f"{letter.dead_at or '-'} ({age} ago), delivered {times(letter.deliveries)}")
     yield from field("consumer", letter.consumer or "-")
     prediction = about.prediction
     detail = f": {prediction.message}" if prediction and prediction.message else ""

@@ -60,6 +60,7 @@ def tail(
     """  # fmt: skip
     from imsync.cli.signals import ending_at_once
     from imsync.errors import UsageError
+    from imsync.im.wording import counted
 
     if format is not None and run.as_json:
         raise UsageError("--format and --json are two ways to write an event", "keep one of them")
@@ -72,8 +73,7 @@ def tail(
         for look in _limited(_looks(run, from_, to, until_end, dead, wanted), count):
             written(look)
         if wanted.unreadable:
-            entries = "entry" if wanted.unreadable == 1 else "entries"
-            run.out.note(f"{wanted.unreadable:,} {entries} cannot be read, and may have been wanted")
+            run.out.note(f"{counted(wanted.unreadable, 'entry', 'entries')} cannot be read, and may have been wanted")
 
 
 @dataclass(frozen=True, slots=True)

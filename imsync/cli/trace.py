@@ -35,7 +35,7 @@ def trace(run: Run, user: Annotated[int, typer.Argument(help="The user's id.", m
     about the user, and which version its rows hold; then what is wrong, if anything is, and what to type. Exits with 3
     when something is; with 4 when Redis is away, and with 5 when a store is, after showing what is known without it.
     """
-    from imsync.cli.letters import check_user
+    from imsync.cli.selection import check_user
     from imsync.im.trace import Standing
     from imsync.im.trace import trace as follow
 
@@ -208,6 +208,7 @@ def _in_stream(found: Trace) -> str:
 def _service_lines(service: ServiceTrace, version: int) -> Iterator[str]:
     from imsync.cli.letters import count_letters
     from imsync.cli.render import seconds
+    from imsync.im.wording import times
 
     words = {
         "none": "no event to look for",
@@ -223,11 +224,10 @@ def _service_lines(service: ServiceTrace, version: int) -> Iterator[str]:
     }
     if holder := service.holder:
         alive = "alive" if holder.alive else "dead"
-        times = "once" if holder.deliveries == 1 else f"{holder.deliveries:,} times"
         if service.stage == "pending":
             yield (
                 f"the newest event is pending with {_shown(holder.consumer)} ({alive}), "
-                f"idle {seconds(holder.idle_ms / 1000)}, delivered {times}"
+                f"idle {seconds(holder.idle_ms / 1000)}, delivered {times(holder.deliveries)}"
             )
         else:
             yield f"{words[service.stage]}, and not acknowledged by {_shown(holder.consumer)} ({alive}) yet"

@@ -21,6 +21,7 @@ from imsync.errors import InfrastructureError, UsageError
 from imsync.im.profile_projection import ProfileProjection
 from imsync.im.relay import Relay
 from imsync.im.user_store import UserStore
+from imsync.im.wording import counted
 from imsync.store.settlement import DEAD
 
 PAGE = 500
@@ -131,7 +132,7 @@ def check_stopped(view: GroupView) -> None:
         UsageError: one is.
     """
     if view.alive:
-        alive = "1 living consumer" if len(view.alive) == 1 else f"{len(view.alive):,} living consumers"
+        alive = counted(len(view.alive), "living consumer")
         raise UsageError(f"group {view.group!a} has {alive}", "stop them, then run it again")
 
 

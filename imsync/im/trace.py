@@ -21,6 +21,7 @@ from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.letters import LetterFilter, select
 from imsync.im.outbox import RememberedEvent
 from imsync.im.user_store import Profile, UserStore
+from imsync.im.wording import counted
 from imsync.store.projection import CopyState, Projection, SourceState
 from imsync.store.settlement import COVERED, DEAD, LOST, key_of
 
@@ -378,7 +379,7 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
             return Standing.WRONG, f"{version} never reached group {name}, and the stream has lost it", repair
     wrong = sum(each.rows for each in copies.at if each.version != source.version)
     if copies.version == source.version and wrong:
-        rows = "1 row" if wrong == 1 else f"{wrong:,} rows"
+        rows = counted(wrong, "row")
         return Standing.WRONG, f"{rows} of {name} differ from {version}, which is applied", repair
     return Standing.WRONG, f"{name} differs from {version}, and no event is on its way", repair
 
@@ -387,7 +388,7 @@ def _letters_left(found: ServiceTrace, user: int) -> tuple[Standing, str, str]:
     """What is left to do about a user whose copies are right."""
     if not found.letters:
         return Standing.IN_STEP, "", ""
-    letters = "1 dead letter" if len(found.letters) == 1 else f"{len(found.letters):,} dead letters"
+    letters = counted(len(found.letters), "dead letter")
     if all(letter.superseded for letter in found.letters):
         remedy = f"imsync dead purge --superseded --group {found.name} --user {user}"
         return Standing.IN_STEP, f"{letters} of group {found.name}, safe to drop", remedy

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, Ids, Reasons, Since, UserId, count_letters
+from imsync.cli.letters import Reasons, Since, count_letters
 from imsync.cli.run import Run
+from imsync.cli.selection import Group, Ids, UserId
 
 if TYPE_CHECKING:
     from imsync.bus.redrive import Redriven
@@ -46,7 +47,8 @@ def dead(
     with its reason, and the exit code is 1. Killed in between, it is a repeat the next time and changes nothing.
     """
     from imsync.cli.confirm import confirm
-    from imsync.cli.letters import chosen, services
+    from imsync.cli.letters import chosen
+    from imsync.cli.selection import services
 
     wanted_services = services(group)
     wanted = chosen(run, id, reason, user, since)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imsync.cli import positions
-from imsync.cli.letters import Group
 from imsync.cli.run import Run
+from imsync.cli.selection import Group, check_user, services
 
 if TYPE_CHECKING:
     from imsync.bus.binding import Binding
@@ -89,8 +89,8 @@ def from_(
     that its group refuses is refused here too: `imsync rebuild group` or `imsync rebuild friend` fills it.
     """  # fmt: skip
     from imsync.cli.confirm import confirm
-    from imsync.cli.letters import check_user, services
     from imsync.errors import UsageError
+    from imsync.im.wording import counted
 
     wanted = services(group)
     check_user(user)
@@ -107,7 +107,22 @@ def from_(
     if work and not dry_run:
         confirm(run, _question(work, seek=seek), yes=yes)
         totals = _seek(run, work) if seek else _apply(run, work, part)
-    data: dict[str, object] = {
+    if run.as_json:
+        run.out.row(_summary(plans, totals, part, dry_run=dry_run))
+    elif not work:
+        print("nothing to replay")
+    elif dry_run:
+        print("dry run: nothing was changed")
+    elif seek:
+        print(f"moved {counted(totals['moved'], 'group')}")
+    else:
+        print(_told(totals) or "nothing was done")
+    if totals["failed"]:
+        raise typer.Exit(1)
+
+
+def _summary(plans: list[_Planned], totals: Counter[str], part: Part, *, dry_run: bool) -> dict[str, object]:
+    return {
         "planned": sum(each.plan.entries for each in plans),
         "applied": totals["applied"],
         "superseded": totals["superseded"],
@@ -118,21 +133,10 @@ def from_(
         "moved": totals["moved"],
         "from": part.start,
         "to": part.end,
-        "user": user,
+        "user": part.user,
         "dry_run": dry_run,
+        "groups": [each.described() for each in plans],
     }
-    if run.as_json:
-        run.out.row(data | {"groups": [each.described() for each in plans]})
-    elif not work:
-        print("nothing to replay")
-    elif dry_run:
-        print("dry run: nothing was changed")
-    elif seek:
-        print(f"moved {totals['moved']} group{'' if totals['moved'] == 1 else 's'}")
-    else:
-        print(_told(totals) or "nothing was done")
-    if totals["failed"]:
-        raise typer.Exit(1)
 
 
 def _part(run: Run, start: str, to: str | None, user: int | None) -> Part:
@@ -248,11 +252,13 @@ def _seek(run: Run, work: list[_Planned]) -> Counter[str]:
 
 
 def _question(work: list[_Planned], *, seek: bool) -> str:
+    from imsync.im.wording import counted
+
     groups = " and ".join(each.group for each in work)
     if seek:
         return f"set group {groups} back?" if len(work) == 1 else f"set groups {groups} back?"
     entries = sum(each.plan.entries for each in work)
-    return f"apply {entries:,} {'entry' if entries == 1 else 'entries'} once more?"
+    return f"apply {counted(entries, 'entry', 'entries')} once more?"
 
 
 def _told(counts: Counter[str]) -> str:
@@ -263,9 +269,10 @@ def _told(counts: Counter[str]) -> str:
 def _print_plan(planned: _Planned, part: Part) -> None:
     from imsync.bus.clock import time_of
     from imsync.cli.lines import fold
+    from imsync.im.wording import counted
 
     plan, group = planned.plan, planned.group
-    lines = [f"group {group}: {plan.entries:,} {'entry' if plan.entries == 1 else 'entries'}"]
+    lines = [f"group {group}: {counted(plan.entries, 'entry', 'entries')}"]
     if plan.entries:
         lines += [
             f"  from {plan.first_id}  {time_of(plan.first_id) or ''}",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, check_ids, services
 from imsync.cli.run import Run
+from imsync.cli.selection import Group, check_ids, services
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
