@@ -166,7 +166,7 @@ def purge(
             if not superseded or read.about.superseded:
                 planned.append(_Planned.of(service, read))
     if not run.as_json:
-        _print_plan(planned)
+        _print_plan(run, planned)
     purged = 0
     if planned and not dry_run:
         confirm(run, f"delete {count_letters(len(planned))} for good?", yes=yes)
@@ -203,8 +203,8 @@ class _Planned:
         return cls(service, letter.id, letter.source_id, letter.reason, about.user, about.version, about.superseded)
 
 
-def _print_plan(planned: list[_Planned]) -> None:
-    from imsync.cli.lines import aligned, fold
+def _print_plan(run: Run, planned: list[_Planned]) -> None:
+    from imsync.cli.lines import fold
 
     if not planned:
         return
@@ -212,8 +212,7 @@ def _print_plan(planned: list[_Planned]) -> None:
     rows = [
         (e.group, e.id, e.user or "-", e.version or "-", safe_to_drop[e.superseded], e.reason) for e in planned[:SHOWN]
     ]
-    for line in aligned(("group", "letter", "#user", "#version", "safe", "reason"), rows):
-        print(line)
+    run.out.table(("group", "letter", "#user", "#version", "safe", "reason"), rows, flexible="reason")
     if len(planned) > SHOWN:
         print(f"… and {len(planned) - SHOWN:,} more")
     for (group, reason), number in sorted(Counter((e.group, e.reason) for e in planned).items()):

@@ -59,7 +59,7 @@ def dead(
             plans[service] = planned
     count = sum(map(len, plans.values()))
     if not run.as_json:
-        _print_plan(plans)
+        _print_plan(run, plans)
     results: dict[tuple[str, str], Redriven] = {}
     if plans and not dry_run:
         confirm(run, f"redrive {count_letters(count)}?", yes=yes)
@@ -177,15 +177,12 @@ def _described(service: str, planned: PlannedLetter, redriven: Redriven | None) 
     }
 
 
-def _print_plan(plans: Planned) -> None:
-    from imsync.cli.lines import aligned
-
+def _print_plan(run: Run, plans: Planned) -> None:
     listed = [(service, each) for service, planned in plans.items() for each in planned]
     if not listed:
         return
     rows = [(service, e.id, e.user or "-", e.version or "-", e.reason, _foreseen(e)) for service, e in listed[:SHOWN]]
-    for line in aligned(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible=4):
-        print(line)
+    run.out.table(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible="reason")
     if len(listed) > SHOWN:
         print(f"… and {len(listed) - SHOWN:,} more")
     foretold = Counter(str(each.prediction.outcome) for _, each in listed)

@@ -54,7 +54,7 @@ def pending(
         for each, prediction in zip(planned, _predict(run, service, planned), strict=True)
     ]
     if not run.as_json:
-        _print(entries)
+        _print(run, entries)
     totals = dict.fromkeys(("planned", *OUTCOMES), 0)
     for service, planned in plans.items():
         totals["planned"] += len(planned)
@@ -71,8 +71,7 @@ def pending(
         raise typer.Exit(1)
 
 
-def _print(entries: Sequence[dict[str, object]]) -> None:
-    from imsync.cli.lines import aligned
+def _print(run: Run, entries: Sequence[dict[str, object]]) -> None:
     from imsync.cli.render import seconds
 
     if not entries:
@@ -83,8 +82,7 @@ def _print(entries: Sequence[dict[str, object]]) -> None:
         for e in entries[:SHOWN]
     ]  # fmt: skip
     titles = ("group", "entry", "owner", "alive", "#idle", "#deliveries", "predicted")
-    for line in aligned(titles, rows, flexible=2):
-        print(line)
+    run.out.table(titles, rows, flexible="owner")
     if len(entries) > SHOWN:
         print(f"… and {len(entries) - SHOWN:,} more")
 
