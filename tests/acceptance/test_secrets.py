@@ -5,9 +5,7 @@ goes wrong.
 from __future__ import annotations
 
 import re
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,14 +33,11 @@ def locked(start_server: StartServer) -> Server:
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Iterator[InProcess]:
-    here = InProcess(clean_environment, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="20")
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
+def here(here: InProcess) -> InProcess:
+    """That looks for the passwords in whatever is written."""
+    here.set(CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="20")
     here.secrets = [*forms(RIGHT), *forms(WRONG)]
-    yield here
-    here.close()
+    return here
 
 
 def give(here: Imsync, server: Server, way: str, password: str) -> None:
