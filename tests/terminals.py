@@ -14,6 +14,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+"""What moves the cursor, and colours."""
+
 
 class Terminal:
     """A command on a terminal of its own."""
@@ -25,7 +28,7 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder,
-            env={**environ, "TERM": "xterm-256color", "NO_COLOR": "1"}, start_new_session=True,
+            env={**environ, "TERM": "xterm-256color"}, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(theirs)
@@ -41,11 +44,16 @@ class Terminal:
     @property
     def seen(self) -> str:
         """Everything that it was sent."""
-        return self._written.decode(errors="replace")
+        return self._written.decode(errors="backslashreplace")
 
     def plain(self) -> str:
         """Without what moves the cursor."""
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.seen).replace("\r", "")
+        return CONTROL.sub("", self.seen).replace("\r", "")
+
+    def left(self) -> str:
+        """What can be read in the end, of a command that draws no picture: without what was written over."""
+        lines = CONTROL.sub("", self.seen).replace("\r\n", "\n").split("\n")
+        return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 
     def press(self, keys: bytes) -> None:
         """Types something."""

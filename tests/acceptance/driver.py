@@ -135,9 +135,10 @@ class Imsync:
         return self.checked(("(started)",), process.returncode, out, err)
 
     @contextlib.contextmanager
-    def terminal(self, *args: object, columns: int = 80, lines: int = 40) -> Iterator[Terminal]:
+    def terminal(self, *args: object, columns: int = 80, lines: int = 40, colours: bool = False) -> Iterator[Terminal]:
         """A command on a terminal of its own, killed when the block ends before it does."""
-        shown = Terminal([*CLI, *map(str, args)], self.environ, self.folder, columns, lines)
+        environ = self.environ if colours else self.environ | {"NO_COLOR": "1"}
+        shown = Terminal([*CLI, *map(str, args)], environ, self.folder, columns, lines)
         try:
             yield shown
         finally:
@@ -148,7 +149,7 @@ class Imsync:
         with self.terminal(*args, columns=columns) as shown:
             shown.press(answer.encode())
             code = shown.end()
-            return self.checked(tuple(map(str, args)), code, shown.plain(), "")
+            return self.checked(tuple(map(str, args)), code, shown.left(), "")
 
     def checked(self, args: tuple[str, ...], code: int, out: str, err: str) -> Done:
         """A command's end, after a look at what must never be in its output."""

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.acceptance.driver import Imsync, hidden_characters
+from tests.acceptance.hostile import BOLD, HOSTILE, plant
 from tests.acceptance.inprocess import InProcess
-from tests.acceptance.test_output import BOLD, HOSTILE, plant
 from tests.letters import bury, consume, edit, letters
 
 NAME = HOSTILE.replace("\x00", "")[:64]
