@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imsync.bus.dead_letter import DeadLetterRecord
     from imsync.bus.entry import Entry
     from imsync.bus.envelope import Envelope
-    from imsync.bus.follow import Back, Lost
+    from imsync.bus.follow import Interrupted, Resumed
     from imsync.bus.stream import Stream
 
 _LETTERS = "; ".join(f"%{letter} {meaning}" for letter, meaning in event_format.LETTERS.items())
@@ -160,13 +160,13 @@ def _limited(looks: Iterator[Look], count: int | None) -> Iterator[Look]:
             return
 
 
-def _tell(run: Run) -> Callable[[Lost | Back], None]:
+def _tell(run: Run) -> Callable[[Interrupted | Resumed], None]:
     """Says when the connection breaks, and when it works again."""
-    from imsync.bus.follow import Lost
+    from imsync.bus.follow import Interrupted
 
-    def tell(what: Lost | Back) -> None:
+    def tell(what: Interrupted | Resumed) -> None:
         sys.stdout.flush()
-        if isinstance(what, Lost):
+        if isinstance(what, Interrupted):
             run.out.note(f"{what.error.message}; tried again until it answers")
         elif what.after is None:
             run.out.note("connected again to a stream that was made anew: read from its start")

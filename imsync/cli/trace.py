@@ -12,7 +12,7 @@ import typer
 from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
-    from imsync.im.trace import Copies, ServiceTrace, Trace, TracedEvent
+    from imsync.im.trace import ServiceTrace, Trace, TracedCopies, TracedEvent
     from imsync.store.projection import Projection
 
 EVENTS_SHOWN = 5
@@ -253,7 +253,7 @@ def _shown(consumer: str) -> str:
     return shorten(readable(consumer), 40)
 
 
-def _copies_lines(copies: Copies, newest: int) -> Iterator[str]:
+def _copies_lines(copies: TracedCopies, newest: int) -> Iterator[str]:
     state = f"version {copies.version}" if copies.version else "has never heard of this user"
     yield f"{state}{', deleted' if copies.deleted else ''}"
     if not copies.rows:

@@ -106,7 +106,7 @@ class RowsAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
+class TracedCopies:
     """What a projection has of the user.
 
     Args:
@@ -142,7 +142,7 @@ class ServiceTrace:
     holder: Holder | None
     alive: int | None
     letters: tuple[TracedLetter, ...] | None
-    copies: Copies | None
+    copies: TracedCopies | None
     standing: Standing
     what: str = ""
     remedy: str = ""
@@ -287,7 +287,7 @@ def _stage(store: Projection | None, newest: TracedEvent | None, seen: _Seen | N
     return Stage.UNKNOWN if store is None else Stage.UNSETTLED
 
 
-def _copies(store: Projection, source: SourceState, events: Sequence[RememberedEvent]) -> Copies:
+def _copies(store: Projection, source: SourceState, events: Sequence[RememberedEvent]) -> TracedCopies:
     state = store.state(source.key) or CopyState(source.key, 0, False, (), 0, 0)
     contents = store.contents(source.key)
     expected = store.expected(source)
@@ -310,7 +310,7 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     ) and state.stale_rows == 0
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
-    return Copies(
+    return TracedCopies(
         state.version,
         state.deleted,
         sum(contents.values()),
