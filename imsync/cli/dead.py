@@ -47,7 +47,7 @@ def list_(
     With --json one object per line, with the raw bytes of the original entry as text.
     """
     from imsync.cli.letters import chosen, described, in_lines
-    from imsync.cli.lines import fold
+    from imsync.cli.lines import say
     from imsync.cli.selection import services
     from imsync.im.events import DESTINATION
 
@@ -77,8 +77,7 @@ def list_(
         return
     more = f" (there are more: --limit {limit} of each)" if cut else ""
     drop = f"; {droppable:,} safe to drop: imsync dead purge --superseded" if droppable else ""
-    for line in fold(f"{count_letters(listed)}{more}{drop}"):
-        print(line)
+    say(f"{count_letters(listed)}{more}{drop}")
 
 
 def show(
@@ -204,7 +203,7 @@ class _Planned:
 
 
 def _print_plan(run: Run, planned: list[_Planned]) -> None:
-    from imsync.cli.lines import fold
+    from imsync.cli.lines import say
 
     if not planned:
         return
@@ -216,13 +215,11 @@ def _print_plan(run: Run, planned: list[_Planned]) -> None:
     if len(planned) > SHOWN:
         print(f"… and {len(planned) - SHOWN:,} more")
     for (group, reason), number in sorted(Counter((e.group, e.reason) for e in planned).items()):
-        for line in fold(f"group {group}: {number:,} {reason or '(no reason)'}"):
-            print(line)
+        say(f"group {group}: {number:,} {reason or '(no reason)'}")
     needed = sum(not e.superseded for e in planned)
     if needed:
         which = "1 of them is" if needed == 1 else f"{needed:,} of them are"
-        for line in fold(f"{which} not known to be safe to drop: `imsync replay dead` applies what can be applied"):
-            print(line)
+        say(f"{which} not known to be safe to drop: `imsync replay dead` applies what can be applied")
 
 
 def _letters(run: Run, service: str, wanted: LetterFilter) -> Iterator[ReadLetter]:

@@ -39,6 +39,12 @@ def fold(text: object, indent: str = "", columns: int | None = None) -> Iterator
     yield indent + line
 
 
+def say(text: object, indent: str = "") -> None:
+    """Prints a text from anywhere, folded."""
+    for line in fold(text, indent):
+        print(line)
+
+
 def shortened_to(text: str, columns: int) -> str:
     """As much of the beginning as fits."""
     taken = 0

@@ -45,6 +45,11 @@ def seconds(value: float | None) -> str:
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def milliseconds(value: float | None) -> str:
+    """A duration that is given in milliseconds, for people."""
+    return seconds(None if value is None else value / 1000)
+
+
 def number(value: int | None) -> str:
     """A count for people; `unknown` when there is none."""
     return "unknown" if value is None else f"{value:,}"

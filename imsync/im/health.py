@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from imsync.bus.inspection import GroupView, RetentionView
@@ -90,21 +90,30 @@ def judge_group(
         letters = counted(view.dead, "dead letter", "dead letters")
         add("dead_letters", f"{service} has {letters}",
             f"imsync dead list --group {group}, then imsync replay dead or dead purge")  # fmt: skip
+    for problem in _of_accounts(group, accounting, outcomes):
+        add(*problem)
+    return tuple(problems)
+
+
+def _of_accounts(
+    group: str, accounting: Accounting | None, outcomes: Outcomes | None
+) -> Iterator[tuple[str, str, str]]:
+    """What the accounts of a group say: kind, what is wrong, what helps."""
+    service, rebuild = f"the {group} service", f"imsync rebuild {group}"
     conflicts = accounting.conflicts if accounting else outcomes.conflicts if outcomes else 0
     if conflicts:
         events = counted(conflicts, "event that contradicts", "events that contradict")
-        add("conflicts", f"{service} met {events} its history", f"imsync verify, then {rebuild}")
+        yield "conflicts", f"{service} met {events} its history", f"imsync verify, then {rebuild}"
     if accounting and accounting.lost:
         entries = counted(accounting.lost, "entry", "entries")
-        add("lost", f"{service} lost {entries}, trimmed before they were applied", rebuild)
+        yield "lost", f"{service} lost {entries}, trimmed before they were applied", rebuild
     if accounting and accounting.unexplained < 0:
         events = counted(-accounting.unexplained, "event", "events")
         what = f"{service} settled {events} more than were published: was the user store restored from a backup?"
-        add("unexplained", what, f"imsync verify, then {rebuild}")
+        yield "unexplained", what, f"imsync verify, then {rebuild}"
     if accounting and accounting.unexplained > 0:
         events = counted(accounting.unexplained, "unexplained event", "unexplained events")
-        add("unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}")
-    return tuple(problems)
+        yield "unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}"
 
 
 def _last_trouble(view: GroupView) -> str:

@@ -199,7 +199,7 @@ def _foreseen(planned: PlannedLetter) -> str:
 def _print_end(
     data: dict[str, object], plans: Planned, results: dict[tuple[str, str], Redriven], *, any_meant: bool
 ) -> None:
-    from imsync.cli.lines import fold
+    from imsync.cli.lines import say
 
     if not plans:
         print("no dead letters match" if any_meant else "no dead letters")
@@ -209,8 +209,7 @@ def _print_end(
         return
     stay = [(service, each) for (service, _), each in results.items() if _outcome(each) in ("bad", "failed")]
     for service, each in stay[:SHOWN]:
-        for line in fold(f"{service} {each.id} stays: {each.reason}: {each.message}"):
-            print(line)
+        say(f"{service} {each.id} stays: {each.reason}: {each.message}")
     if len(stay) > SHOWN:
         print(f"… and {len(stay) - SHOWN:,} more stay")
     print(_told(Counter(_outcome(each) for each in results.values())))

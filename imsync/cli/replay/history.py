@@ -268,7 +268,7 @@ def _told(counts: Counter[str]) -> str:
 
 def _print_plan(planned: _Planned, part: Part) -> None:
     from imsync.bus.clock import time_of
-    from imsync.cli.lines import fold
+    from imsync.cli.lines import say
     from imsync.im.wording import counted
 
     plan, group = planned.plan, planned.group
@@ -298,5 +298,4 @@ def _print_plan(planned: _Planned, part: Part) -> None:
         lines.append("  this would change nothing: the store has settled these events, or newer ones")
     for line in lines:
         indent = line[: len(line) - len(line.lstrip())]
-        for folded in fold(line.strip(), indent):
-            print(folded)
+        say(line.strip(), indent)
