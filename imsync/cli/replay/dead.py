@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,9 @@ BATCH = 100
 SHOWN = 50
 
 Planned = dict[str, "list[PlannedLetter]"]
+"""By service, what is planned."""
+Results = dict[tuple[str, str], "Redriven"]
+"""What became of the letters, by service and id."""
 
 
 def dead(
@@ -57,40 +61,37 @@ def dead(
     for service in wanted_services:
         if planned := _plan(run, service, wanted, batch, limit):
             plans[service] = planned
-    count = sum(map(len, plans.values()))
     if not run.as_json:
         _print_plan(run, plans)
-    results: dict[tuple[str, str], Redriven] = {}
+    results: Results = {}
     if plans and not dry_run:
-        confirm(run, f"redrive {count_letters(count)}?", yes=yes)
+        confirm(run, f"redrive {count_letters(sum(map(len, plans.values())))}?", yes=yes)
         results = _redrive(run, plans, batch, rate)
     tally = Counter(_outcome(each) for each in results.values())
-    stay = tally["bad"] + tally["failed"]
-    data: dict[str, object] = {
-        "planned": count,
+    if run.as_json:
+        run.out.row(_summary(plans, results, tally, dry_run=dry_run))
+    else:
+        _print_end(plans, results, tally, dry_run=dry_run, any_meant=not wanted.is_everything)
+    if tally["bad"] or tally["failed"]:
+        raise typer.Exit(1)
+
+
+def _summary(plans: Planned, results: Results, tally: Counter[str], *, dry_run: bool) -> dict[str, object]:
+    return {
+        "planned": sum(map(len, plans.values())),
         "applied": tally["applied"],
         "superseded": tally["superseded"],
         "duplicates": tally["duplicate"],
         "gone": tally["gone"],
-        "dead": stay,
+        "dead": tally["bad"] + tally["failed"],
         "failed": tally["failed"],
         "dry_run": dry_run,
+        "entries": [
+            _described(service, each, results.get((service, each.id)))
+            for service, planned in plans.items()
+            for each in planned
+        ],
     }
-    if run.as_json:
-        run.out.row(
-            data
-            | {
-                "entries": [
-                    _described(service, each, results.get((service, each.id)))
-                    for service, planned in plans.items()
-                    for each in planned
-                ]
-            }
-        )
-    else:
-        _print_end(data, plans, results, any_meant=not wanted.is_everything)
-    if stay:
-        raise typer.Exit(1)
 
 
 def _plan(run: Run, service: str, wanted: LetterFilter, batch: int, limit: int | None) -> list[PlannedLetter]:
@@ -105,23 +106,20 @@ def _plan(run: Run, service: str, wanted: LetterFilter, batch: int, limit: int |
     letters = run.bus.dead_letters(DESTINATION, service)
     if not letters.length():
         return []
-    store = run.workspace.projection(service)
-    try:
+    with closing(run.workspace.projection(service)) as store:
         planned = plan(letters, store, wanted, batch=batch, limit=limit)
         refused = run.bus.binding(DESTINATION, service, store).mismatch() if planned else None
-    finally:
-        store.close()
     if refused:
         raise refused
     return planned
 
 
-def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> dict[tuple[str, str], Redriven]:
+def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> Results:
     """Redrives what was planned. A signal ends it after the batch at hand."""
     from imsync.cli.signals import stopping
 
     stop = threading.Event()
-    results: dict[tuple[str, str], Redriven] = {}
+    results: Results = {}
     with (
         stopping(stop.set, deadline_seconds=run.settings.consumer.stop_deadline_seconds),
         run.out.progress("redriving", sum(map(len, plans.values()))) as advance,
@@ -144,14 +142,13 @@ def _redriven(run: Run, service: str, planned: list[PlannedLetter], batch: int) 
     from imsync.im.events import DESTINATION
     from imsync.im.redrive import batches
 
-    store = run.workspace.projection(service)
-    binding = run.bus.binding(DESTINATION, service, store)
-    binding.check()
-    letters = run.bus.dead_letters(DESTINATION, service)
-    redrive = Redrive(letters, decoder=Decoder(store.events), handler=store, binding=binding)
-    for ids in batches(planned, batch):
-        yield redrive.run(ids)
-    store.close()
+    with closing(run.workspace.projection(service)) as store:
+        binding = run.bus.binding(DESTINATION, service, store)
+        binding.check()
+        letters = run.bus.dead_letters(DESTINATION, service)
+        redrive = Redrive(letters, decoder=Decoder(store.events), handler=store, binding=binding)
+        for ids in batches(planned, batch):
+            yield redrive.run(ids)
 
 
 def _outcome(redriven: Redriven) -> str:
@@ -196,15 +193,13 @@ def _foreseen(planned: PlannedLetter) -> str:
     return "still bad" if planned.prediction.reason and same else foreseen(planned.prediction)
 
 
-def _print_end(
-    data: dict[str, object], plans: Planned, results: dict[tuple[str, str], Redriven], *, any_meant: bool
-) -> None:
+def _print_end(plans: Planned, results: Results, tally: Counter[str], *, dry_run: bool, any_meant: bool) -> None:
     from imsync.cli.lines import say
 
     if not plans:
         print("no dead letters match" if any_meant else "no dead letters")
         return
-    if data["dry_run"]:
+    if dry_run:
         print("dry run: nothing was changed")
         return
     stay = [(service, each) for (service, _), each in results.items() if _outcome(each) in ("bad", "failed")]
@@ -212,7 +207,7 @@ def _print_end(
         say(f"{service} {each.id} stays: {each.reason}: {each.message}")
     if len(stay) > SHOWN:
         print(f"… and {len(stay) - SHOWN:,} more stay")
-    print(_told(Counter(_outcome(each) for each in results.values())))
+    print(_told(tally))
 
 
 def _told(tally: Counter[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -167,7 +168,7 @@ def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
     stream = run.bus.stream(DESTINATION)
     view = view_group(run.bus, DESTINATION, service)
     store, binding = _store(run, service)
-    try:
+    with closing(store):
         if refused := binding.mismatch():
             raise refused
         target = id_before(part.start) if seek else None
@@ -183,8 +184,6 @@ def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
         info = stream.info()
         with run.out.progress(f"reading {service}", None) as advance:
             found = plan(stream, store, part, _batch(run), on_entries=advance)
-    finally:
-        store.close()
     return _Planned(
         service, found, view.last_delivered_id, view.pending, len(view.alive), _is_trimmed(info, part), target
     )
@@ -230,14 +229,14 @@ def _apply(run: Run, work: list[_Planned], part: Part) -> Counter[str]:
     ):
         for planned in work:
             store, binding = _store(run, planned.group)
-            binding.check()
-            for entries, done in reapplying.run(stream, store, part, _batch(run), binding):
-                totals.update(done)
-                advance(entries)
-                if stop.is_set():
-                    run.out.note("stopped: run it again, what is done is a repeat then")
-                    return totals
-            store.close()
+            with closing(store):
+                binding.check()
+                for entries, done in reapplying.run(stream, store, part, _batch(run), binding):
+                    totals.update(done)
+                    advance(entries)
+                    if stop.is_set():
+                        run.out.note("stopped: run it again, what is done is a repeat then")
+                        return totals
     return totals
 
 
