@@ -16,8 +16,6 @@ from imsync.cli.selection import Group, Ids, UserId
 if TYPE_CHECKING:
     from imsync.im.letters import LetterFilter, ReadLetter
 
-SHOWN = 50
-"""How many rows of a plan are printed."""
 PAGE = 1000
 
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many of each, the oldest first.")]
@@ -208,12 +206,8 @@ def _print_plan(run: Run, planned: list[_Planned]) -> None:
     if not planned:
         return
     safe_to_drop = {True: "yes", False: "no", None: "unknown"}
-    rows = [
-        (e.group, e.id, e.user or "-", e.version or "-", safe_to_drop[e.superseded], e.reason) for e in planned[:SHOWN]
-    ]
-    run.out.table(("group", "letter", "#user", "#version", "safe", "reason"), rows, flexible="reason")
-    if len(planned) > SHOWN:
-        print(f"… and {len(planned) - SHOWN:,} more")
+    rows = [(e.group, e.id, e.user or "-", e.version or "-", safe_to_drop[e.superseded], e.reason) for e in planned]
+    run.out.plan(("group", "letter", "#user", "#version", "safe", "reason"), rows, flexible="reason")
     for (group, reason), number in sorted(Counter((e.group, e.reason) for e in planned).items()):
         say(f"group {group}: {number:,} {reason or '(no reason)'}")
     needed = sum(not e.superseded for e in planned)

@@ -19,6 +19,9 @@ _WIDE, _CLOSE = 3, 2
 """Characters between two columns, where there is room, and where there is less."""
 _NARROWEST = 8
 """What is left of a column that is cut, at least."""
+PLANNED_SHOWN = 50
+"""How many rows of a plan are printed."""
+
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = {"\u200d", "\ufe0f"}
 """Zero-width joiner and variation selector: parts of emoji, harmless."""
@@ -132,6 +135,12 @@ class Output:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: str = "") -> None:
         """A table for people. See `Grid`."""
         self.show([Grid(columns, rows, flexible=flexible)])
+
+    def plan(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: str = "") -> None:
+        """What a command is about to work on, which may be thousands: a table of the first, and how many more."""
+        self.table(columns, rows[:PLANNED_SHOWN], flexible=flexible)
+        if len(rows) > PLANNED_SHOWN:
+            print(f"… and {len(rows) - PLANNED_SHOWN:,} more")
 
     def text(self, line: str) -> None:
         """A line for people."""

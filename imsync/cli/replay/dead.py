@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BATCH = 100
 """The most letters per transaction."""
 SHOWN = 50
+"""How many letters that stay are named."""
 
 Planned = dict[str, "list[PlannedLetter]"]
 """By service, what is planned."""
@@ -178,10 +179,8 @@ def _print_plan(run: Run, plans: Planned) -> None:
     listed = [(service, each) for service, planned in plans.items() for each in planned]
     if not listed:
         return
-    rows = [(service, e.id, e.user or "-", e.version or "-", e.reason, _foreseen(e)) for service, e in listed[:SHOWN]]
-    run.out.table(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible="reason")
-    if len(listed) > SHOWN:
-        print(f"… and {len(listed) - SHOWN:,} more")
+    rows = [(service, e.id, e.user or "-", e.version or "-", e.reason, _foreseen(e)) for service, e in listed]
+    run.out.plan(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible="reason")
     foretold = Counter(str(each.prediction.outcome) for _, each in listed)
     print(f"{count_letters(len(listed))}; predicted: {_told(foretold)}")
 

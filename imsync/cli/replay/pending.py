@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from imsync.bus.replay import Planned, Selection
     from imsync.im.prediction import Prediction
 
-SHOWN = 50
-"""How many rows of a plan are printed."""
 NOTHING = {False: "nothing is pending", True: "nothing to replay"}
 
 _YES = {True: "yes", False: "no"}
@@ -79,12 +77,10 @@ def _print(run: Run, entries: Sequence[dict[str, object]]) -> None:
     rows = [
         (e["group"], e["id"], e["owner"], _YES[bool(e["owner_alive"])], seconds(float(str(e["idle_seconds"]))),
          e["deliveries"], e["predicted_reason"] or e["predicted"])
-        for e in entries[:SHOWN]
+        for e in entries
     ]  # fmt: skip
     titles = ("group", "entry", "owner", "alive", "#idle", "#deliveries", "predicted")
-    run.out.table(titles, rows, flexible="owner")
-    if len(entries) > SHOWN:
-        print(f"… and {len(entries) - SHOWN:,} more")
+    run.out.plan(titles, rows, flexible="owner")
 
 
 def _tell_what_is_left_alone(run: Run, services: list[str], min_idle: str) -> bool:
