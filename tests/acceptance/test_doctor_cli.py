@@ -22,7 +22,7 @@ from tests import version1
 from tests.acceptance.driver import Imsync, free_port
 from tests.acceptance.inprocess import InProcess
 from tests.disks import Disk, with_disks
-from tests.servers import StartServer
+from tests.servers import StartServer, eventually
 
 PAGE = 4096
 
@@ -267,8 +267,7 @@ def test_the_embedded_server_is_looked_at_and_not_started(here: InProcess) -> No
     pid = server.status().pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    while server.status().running:
-        pass
+    eventually(lambda: not server.status().running)
     expect(here, "embedded-server", "warn", "was killed")
     assert verdicts(here)["server"] == "unknown"
     server.start()
