@@ -42,7 +42,6 @@ def assert_has(result: Any, promised: Any, path: str = "") -> None:
 
 NUMBER = (int, float)
 UNKNOWN_NUMBER = (int, float, type(None))
-# design: section 6
 PUBLISH = dict.fromkeys(("accepted", "unchanged", "rejected", "published", "outbox"), int)
 CONSUME = dict.fromkeys(("events", "applied", "superseded", "dead", "taken_over", "lost"), int) | {"seconds": NUMBER}
 REPLAY = {**dict.fromkeys(("planned", "applied", "superseded", "dead"), int), "entries": [dict[str, object]]}
