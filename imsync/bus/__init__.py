@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from imsync.bus.connection import Endpoint
     from imsync.bus.consumer import Consumer
     from imsync.bus.event import Event, PositiveInt, SequenceNumber
-    from imsync.bus.handler import BoundStore, Handler, PrunedLog, Received, Rejected, SettlementLog
+    from imsync.bus.handler import BoundStore, Handler, PrunedLog, Received, RedrivenLog, Rejected, SettlementLog
     from imsync.bus.options import ConsumerOptions
     from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Ack, DeadLetter, Effect, Outcome, Retry
     from imsync.bus.processor import Counts
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imsync.bus.retention import Retention
     from imsync.bus.retry import ROCKETMQ_STEPS, Backoff, RetryPolicy, Steps
     from imsync.bus.stream import Stream
+    from imsync.bus.telemetry import Listener, TelemetryEvent
 
 __all__ = [
     "APPLIED",
@@ -39,12 +40,14 @@ __all__ = [
     "Endpoint",
     "Event",
     "Handler",
+    "Listener",
     "Outcome",
     "PositiveInt",
     "PrunedLog",
     "PublishIncomplete",
     "Publisher",
     "Received",
+    "RedrivenLog",
     "Rejected",
     "Retention",
     "Retry",
@@ -53,6 +56,7 @@ __all__ = [
     "SettlementLog",
     "Steps",
     "Stream",
+    "TelemetryEvent",
 ]
 
 _HOMES = {
@@ -60,7 +64,7 @@ _HOMES = {
     "connection": ("Endpoint",),
     "consumer": ("Consumer",),
     "event": ("Event", "PositiveInt", "SequenceNumber"),
-    "handler": ("BoundStore", "Handler", "PrunedLog", "Received", "Rejected", "SettlementLog"),
+    "handler": ("BoundStore", "Handler", "PrunedLog", "Received", "RedrivenLog", "Rejected", "SettlementLog"),
     "options": ("ConsumerOptions",),
     "outcome": ("APPLIED", "DUPLICATE", "SUPERSEDED", "Ack", "DeadLetter", "Effect", "Outcome", "Retry"),
     "processor": ("Counts",),
@@ -68,6 +72,7 @@ _HOMES = {
     "retention": ("Retention",),
     "retry": ("ROCKETMQ_STEPS", "Backoff", "RetryPolicy", "Steps"),
     "stream": ("Stream",),
+    "telemetry": ("Listener", "TelemetryEvent"),
 }
 """The modules that the names are from."""
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from imsync.bus.binding import Binding
 from imsync.bus.connection import Endpoint, translated
 from imsync.bus.consumer import Consumer
 from imsync.bus.event import Event
-from imsync.bus.handler import Handler
+from imsync.bus.handler import BoundStore, Handler
 from imsync.bus.keys import Keys
 from imsync.bus.options import ConsumerOptions
 from imsync.bus.processor import Counts
@@ -146,6 +147,10 @@ class Bus:
     def dead_letters(self, destination: str, group: str) -> Stream:
         """The stream of a group's dead letters."""
         return Stream(self.client, self.keys(destination).dead(group), str(self.endpoint))
+
+    def binding(self, destination: str, group: str, store: BoundStore) -> Binding:
+        """What ties a group to the store that its handler writes, for whoever applies events beside its consumers."""
+        return Binding(self.client, self.stream(destination), self.keys(destination), group, store)
 
     def ping(self) -> None:
         """Raises RedisUnreachable or RedisRefused unless Redis answers."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from imsync.bus.entry import Entry, id_parts
+from imsync.bus.entry import Entry, id_before, id_parts
 from imsync.bus.retention import NO_LIMIT
 from imsync.bus.retry import Backoff
 from imsync.bus.stream import Stream
@@ -20,7 +20,7 @@ BLOCK_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Interrupted:
     """The connection broke. `delay`: seconds until it is tried again."""
 
     error: RedisUnreachable
@@ -28,20 +28,12 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class Resumed:
     """It works again. `after`: the entry after which is read on; None when the stream that is there now was made anew,
     and is read from its start.
     """
 
     after: str | None
-
-
-def id_before(entry_id: str) -> str:
-    """The largest entry id below this one; 0-0 when there is none."""
-    milliseconds, sequence = id_parts(entry_id)
-    if sequence:
-        return f"{milliseconds}-{sequence - 1}"
-    return f"{milliseconds - 1}-{2**64 - 1}" if milliseconds else "0-0"
 
 
 def follow(
@@ -50,7 +42,7 @@ def follow(
     *,
     end: str = NO_LIMIT,
     wait: bool = True,
-    on_trouble: Callable[[Lost | Back], None] = lambda what: None,
+    on_trouble: Callable[[Interrupted | Resumed], None] = lambda what: None,
     backoff: Backoff | None = None,
     sleep: Callable[[float], object] = time.sleep,
     rng: random.Random | None = None,
@@ -76,7 +68,7 @@ def follow(
             if failures:
                 anew = read and _was_made_anew(stream, after)
                 after, failures = "0-0" if anew else after, 0
-                on_trouble(Back(None if anew else after))
+                on_trouble(Resumed(None if anew else after))
             page = stream.read_after(after, PAGE, BLOCK_MS if wait else None)
             over = not page and (not wait or (end != NO_LIMIT and stream.server_time_ms() > id_parts(end)[0]))
         except RedisUnreachable as error:
@@ -85,7 +77,7 @@ def follow(
             failures += 1
             delay = delays.delay(failures, rng)
             if failures == 1:
-                on_trouble(Lost(error, delay))
+                on_trouble(Interrupted(error, delay))
             sleep(delay)
             continue
         if over:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from imsync.bus.binding import Binding
-from imsync.bus.entry import Entry, following, id_parts
+from imsync.bus.entry import Entry, following
 from imsync.bus.event import Event
 from imsync.bus.handler import Handler, Received
 from imsync.bus.outcome import Ack
@@ -15,8 +15,6 @@ from imsync.bus.processor import apply_apart
 from imsync.bus.stream import Stream
 
 E = TypeVar("E", bound=Event)
-
-_LARGEST = 2**64 - 1
 
 
 def pages(stream: Stream, start: str, end: str, size: int) -> Iterator[list[Entry]]:
@@ -26,14 +24,6 @@ def pages(stream: Stream, start: str, end: str, size: int) -> Iterator[list[Entr
         if len(page) < size:
             return
         start = following(page[-1].id)
-
-
-def before(entry_id: str) -> str:
-    """The largest entry id below this one: a group that stands there is given this one next."""
-    milliseconds, sequence = id_parts(entry_id)
-    if sequence:
-        return f"{milliseconds}-{sequence - 1}"
-    return f"{milliseconds - 1}-{_LARGEST}" if milliseconds else "0-0"
 
 
 def reapply(handler: Handler[E], received: Sequence[Received[E]], binding: Binding | None = None) -> Counter[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imsync.bus.entry import GroupInfo, following, id_parts
+from imsync.bus.clock import now_ms
+from imsync.bus.entry import LAST_ID, GroupInfo, following, id_parts
 from imsync.bus.liveness import Life, lives
 from imsync.bus.retention import Retention, floor
 from imsync.bus.stream import Stream
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COUNT_LIMIT = 10_000
 """Where the server cannot tell the lag, so many entries are counted at most."""
 
-LAST_ID = (2**64 - 1, 2**64 - 1)
+_LAST = id_parts(LAST_ID)
 """The largest entry id there can be. A stream that has given it takes no more entries."""
 NO_TIME_MS = 24 * 3_600_000
 """An entry id that is so far in the future was chosen by somebody, and tells no time."""
@@ -116,7 +116,7 @@ class RetentionView:
     @property
     def full(self) -> bool:
         """Whether the stream has given the last id that there is, so that nothing can be added to it."""
-        return id_parts(self.last_id) == LAST_ID
+        return id_parts(self.last_id) == _LAST
 
     @property
     def pinned_by(self) -> str | None:
@@ -224,7 +224,7 @@ def is_beyond_end(stream: Stream, group: GroupInfo) -> bool:
 
 def _lag(bus: Bus, destination: str, info: GroupInfo) -> tuple[int | None, int, str | None]:
     """How many entries are undelivered, how many at least, and the id of the first of them."""
-    if id_parts(info.last_delivered_id) == LAST_ID:
+    if id_parts(info.last_delivered_id) == _LAST:
         return 0, 0, None  # nothing can come after it, and the server refuses to be asked
     stream = bus.stream(destination)
     start = following(info.last_delivered_id)
@@ -244,7 +244,7 @@ def _lag(bus: Bus, destination: str, info: GroupInfo) -> tuple[int | None, int, 
 
 def _age_seconds(entry_id: str | None) -> float | None:
     """How long ago an entry was added, by its id and this machine's clock."""
-    return _seconds_since(entry_id, time.time_ns() // 1_000_000)
+    return _seconds_since(entry_id, now_ms())
 
 
 def _seconds_since(entry_id: str | None, now_ms: int) -> float | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, WatchError
 
+from imsync.bus.clock import now_ms
 from imsync.bus.connection import Endpoint, as_imsync_error, behind, translated
 from imsync.bus.keys import Keys
 from imsync.bus.vitals import Vitals, name_in, number_in, read_object
@@ -70,7 +71,7 @@ class Heartbeat:
         self.token = os.urandom(8).hex()
         """What tells this process from others that have or had the name."""
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": self.token}
-        self._value = json.dumps(mine | {"since": time.time_ns() // 1_000_000}).encode()
+        self._value = json.dumps(mine | {"since": now_ms()}).encode()
         self.holder: Mapping[str, Any] = {}
         """Who has the name when it is not ours: host and pid."""
         self.held = False

@@ -6,10 +6,11 @@ They are told on a best effort: a server at `maxmemory` refuses them, and nothin
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from imsync.bus.clock import now_ms
 
 if TYPE_CHECKING:
     from imsync.bus.processor import Counts
@@ -59,10 +60,6 @@ class Vitals:
         )
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Journal:
     """What a consumer notes of its work. Written by its loop, read by the heartbeat's thread.
 
@@ -71,7 +68,7 @@ class Journal:
         clock_ms: this machine's clock, in unix milliseconds.
     """
 
-    def __init__(self, counts: Counts, clock_ms: Callable[[], int] = _now_ms) -> None:
+    def __init__(self, counts: Counts, clock_ms: Callable[[], int] = now_ms) -> None:
         self._counts = counts
         self._clock_ms = clock_ms
         self._last_batch_ms: int | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imsync.cli.looking import described_error, look, timestamp, trouble
+from imsync.cli.looking import described_error, look, trouble
 from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _exit_code(checks: Sequence[Check], overview: Overview) -> int:
 def _described(checks: Sequence[Check], overview: Overview, code: int) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from imsync.bus.clock import timestamp
     from imsync.cli.verdicts import Verdict
 
     data: dict[str, Any] = {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imsync.cli.metrics import LOOPBACK, Host, Port, serving
 from imsync.cli.run import Run, command
+
+if TYPE_CHECKING:
+    from imsync.bus import Counts
 
 Name = Annotated[
     str | None,
@@ -72,7 +75,6 @@ def friend(
 def _consume(
     run: Run, service: str, name: str | None, batch: int | None, max_events: int | None, until_empty: bool
 ) -> None:
-    from imsync.bus import Counts
     from imsync.cli.signals import stopping
     from imsync.errors import InfrastructureError
     from imsync.im.events import DESTINATION
@@ -109,10 +111,13 @@ def _consume(
         with stopping(consumer.stop, deadline_seconds=run.settings.consumer.stop_deadline_seconds):
             counts = consumer.run()
     store.close()
-    elapsed = time.monotonic() - began
+    _tell(run, service, consumer.name, counts, time.monotonic() - began)
+
+
+def _tell(run: Run, service: str, name: str, counts: Counts, elapsed: float) -> None:
     data = {
         "group": service,
-        "consumer": consumer.name,
+        "consumer": name,
         "events": counts.events,
         "applied": counts.applied,
         "superseded": counts.superseded,
@@ -125,9 +130,9 @@ def _consume(
         "seconds": round(elapsed, 3),
     }
     extra = ", ".join(
-        f"{value:,} {name.replace('_', ' ')}"
-        for name in ("duplicates", "dead", "ignored", "taken_over", "lost", "left_pending")
-        if (value := getattr(counts, name))
+        f"{value:,} {outcome.replace('_', ' ')}"
+        for outcome in ("duplicates", "dead", "ignored", "taken_over", "lost", "left_pending")
+        if (value := getattr(counts, outcome))
     )
     events = "1 event" if counts.events == 1 else f"{counts.events:,} events"
     run.out.result(

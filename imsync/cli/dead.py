@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, Ids, Reasons, Since, UserId, count_letters
+from imsync.cli.letters import Reasons, Since, count_letters
 from imsync.cli.run import Run, command
+from imsync.cli.selection import Group, Ids, UserId
 
 if TYPE_CHECKING:
     from imsync.im.letters import LetterFilter, ReadLetter
 
-SHOWN = 50
-"""How many rows of a plan are printed."""
 PAGE = 1000
 
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many of each, the oldest first.")]
@@ -45,15 +44,17 @@ def list_(
     Safe to drop is one whose event cannot change anything any more, because its version or a newer one is applied.
     With --json one object per line, with the raw bytes of the original entry as text.
     """
-    from imsync.cli.letters import chosen, described, in_lines, services
-    from imsync.cli.lines import fold
+    from imsync.cli.letters import chosen, described, in_lines
+    from imsync.cli.lines import say
+    from imsync.cli.selection import services
+    from imsync.im.events import DESTINATION
 
     wanted_services = services(group)
     wanted = chosen(run, id, reason, user, since)
     listed = droppable = 0
     cut = False
     for service in wanted_services:
-        now_ms = run.bus.dead_letters(_destination(), service).server_time_ms()
+        now_ms = run.bus.dead_letters(DESTINATION, service).server_time_ms()
         found = 0
         for read in _letters(run, service, wanted):
             if found == limit:
@@ -74,8 +75,7 @@ def list_(
         return
     more = f" (there are more: --limit {limit} of each)" if cut else ""
     drop = f"; {droppable:,} safe to drop: imsync dead purge --superseded" if droppable else ""
-    for line in fold(f"{count_letters(listed)}{more}{drop}"):
-        print(line)
+    say(f"{count_letters(listed)}{more}{drop}")
 
 
 def show(
@@ -89,8 +89,10 @@ def show(
     """
     from base64 import b64encode
 
-    from imsync.cli.letters import check_ids, described, services
+    from imsync.cli.letters import described
+    from imsync.cli.selection import check_ids, services
     from imsync.errors import UsageError
+    from imsync.im.events import DESTINATION
     from imsync.im.letters import LetterFilter
 
     wanted_services = services(group)
@@ -98,7 +100,7 @@ def show(
     run.expect_stores()
     shown = 0
     for service in wanted_services:
-        now_ms = run.bus.dead_letters(_destination(), service).server_time_ms()
+        now_ms = run.bus.dead_letters(DESTINATION, service).server_time_ms()
         for read in _letters(run, service, wanted):
             if run.as_json:
                 prediction = read.about.prediction
@@ -146,8 +148,10 @@ def purge(
     `imsync verify` names it. Say which with at least one of the options, or --all.
     """
     from imsync.cli.confirm import confirm
-    from imsync.cli.letters import chosen, services
+    from imsync.cli.letters import chosen
+    from imsync.cli.selection import services
     from imsync.errors import UsageError
+    from imsync.im.events import DESTINATION
 
     wanted_services = services(group)
     wanted = chosen(run, id, reason, user, since)
@@ -159,14 +163,14 @@ def purge(
             if not superseded or read.about.superseded:
                 planned.append(_Planned.of(service, read))
     if not run.as_json:
-        _print_plan(planned)
+        _print_plan(run, planned)
     purged = 0
     if planned and not dry_run:
         confirm(run, f"delete {count_letters(len(planned))} for good?", yes=yes)
         for service in wanted_services:
             ids = [each.id for each in planned if each.group == service]
             for start in range(0, len(ids), PAGE):
-                purged += run.bus.dead_letters(_destination(), service).delete(ids[start : start + PAGE])
+                purged += run.bus.dead_letters(DESTINATION, service).delete(ids[start : start + PAGE])
     data = {"planned": len(planned), "purged": purged, "dry_run": dry_run}
     if run.as_json:
         run.out.row(data | {"entries": [asdict(each) for each in planned]})
@@ -196,41 +200,29 @@ class _Planned:
         return cls(service, letter.id, letter.source_id, letter.reason, about.user, about.version, about.superseded)
 
 
-def _print_plan(planned: list[_Planned]) -> None:
-    from imsync.cli.lines import aligned, fold
+def _print_plan(run: Run, planned: list[_Planned]) -> None:
+    from imsync.cli.lines import say
 
     if not planned:
         return
     safe_to_drop = {True: "yes", False: "no", None: "unknown"}
-    rows = [
-        (e.group, e.id, e.user or "-", e.version or "-", safe_to_drop[e.superseded], e.reason) for e in planned[:SHOWN]
-    ]
-    for line in aligned(("group", "letter", "#user", "#version", "safe", "reason"), rows):
-        print(line)
-    if len(planned) > SHOWN:
-        print(f"… and {len(planned) - SHOWN:,} more")
+    rows = [(e.group, e.id, e.user or "-", e.version or "-", safe_to_drop[e.superseded], e.reason) for e in planned]
+    run.out.plan(("group", "letter", "#user", "#version", "safe", "reason"), rows, flexible="reason")
     for (group, reason), number in sorted(Counter((e.group, e.reason) for e in planned).items()):
-        for line in fold(f"group {group}: {number:,} {reason or '(no reason)'}"):
-            print(line)
+        say(f"group {group}: {number:,} {reason or '(no reason)'}")
     needed = sum(not e.superseded for e in planned)
     if needed:
         which = "1 of them is" if needed == 1 else f"{needed:,} of them are"
-        for line in fold(f"{which} not known to be safe to drop: `imsync replay dead` applies what can be applied"):
-            print(line)
-
-
-def _destination() -> str:
-    from imsync.im.events import DESTINATION
-
-    return DESTINATION
+        say(f"{which} not known to be safe to drop: `imsync replay dead` applies what can be applied")
 
 
 def _letters(run: Run, service: str, wanted: LetterFilter) -> Iterator[ReadLetter]:
     """The letters of a service that are meant. Its store is opened when there is one."""
     from imsync.cli.letters import store_of
+    from imsync.im.events import DESTINATION
     from imsync.im.letters import select
 
-    dead = run.bus.dead_letters(_destination(), service)
+    dead = run.bus.dead_letters(DESTINATION, service)
     if not dead.length():
         return
     store = store_of(run, service)
@@ -260,6 +252,7 @@ def _whole(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     from imsync.cli.letters import age_seconds, foreseen, subject, worth
     from imsync.cli.lines import fold
     from imsync.cli.render import safe, seconds
+    from imsync.im.wording import times
 
     letter, about = read.letter, read.about
 
@@ -278,8 +271,7 @@ def _whole(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     yield from field("entry", letter.source_id or "-")
     yield from field("published", letter.published_at or "-")
     age = seconds(age_seconds(letter.id, now_ms))
-    times = "once" if letter.deliveries == 1 else f"{letter.deliveries:,} times"
-    yield from field("died", f"{letter.dead_at or '-'} ({age} ago), delivered {times}")
+    yield from field("died", f"{letter.dead_at or '-'} ({age} ago), delivered {times(letter.deliveries)}")
     yield from field("consumer", letter.consumer or "-")
     prediction = about.prediction
     detail = f": {prediction.message}" if prediction and prediction.message else ""

@@ -198,14 +198,12 @@ def _streams(run: Run, facts: Facts, sound: list[str]) -> Iterator[Finding]:
 
 def _binding(run: Run, service: str) -> Finding:
     """Whether a store is its group's."""
-    from imsync.bus.binding import Binding
     from imsync.bus.finding import bad, ok
     from imsync.im.events import DESTINATION
 
     projection = run.workspace.projection(service)
     try:
-        stream, keys = run.bus.stream(DESTINATION), run.bus.keys(DESTINATION)
-        refused = Binding(run.bus.client, stream, keys, service, projection).mismatch()
+        refused = run.bus.binding(DESTINATION, service, projection).mismatch()
     finally:
         projection.close()
     if refused:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imsync.cli.render import safe
@@ -43,14 +42,6 @@ DEFAULT_DEAD = "%c  %E  %u  v%v  %r: %m"
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 NOTHING = "-"
 """What stands for what an entry does not tell."""
-
-
-def published_at(entry_id: str) -> datetime | None:
-    """The server's time in an entry id; None beyond what a datetime holds."""
-    try:
-        return datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def compiled(text: str) -> Callable[[Mapping[str, Callable[[], str]]], str]:
@@ -92,9 +83,11 @@ def values(
     """
     import json
 
+    from imsync.bus.clock import seconds_since, time_of
+    from imsync.bus.entry import id_parts
+
     source_id = entry.id if letter is None else letter.source_id
-    when = published_at(entry.id)
-    at = "" if when is None else when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = (time_of(entry.id) or "").replace("+00:00", "Z")
     return {
         "i": lambda: entry.id,
         "t": lambda: envelope.type,
@@ -103,7 +96,7 @@ def values(
         "e": lambda: envelope.text("id"),
         "T": lambda: at,
         "c": lambda: at[11:23],
-        "a": lambda: "" if when is None else f"{max(0.0, now_ms / 1000 - when.timestamp()):.3f}",
+        "a": lambda: f"{seconds_since(id_parts(entry.id)[0], now_ms):.3f}" if at else "",
         "o": lambda: envelope.text("time"),
         "s": lambda: envelope.text("source"),
         "d": lambda: json.dumps(envelope.event["data"]) if envelope.event and "data" in envelope.event else "",

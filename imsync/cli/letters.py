@@ -14,66 +14,14 @@ if TYPE_CHECKING:
     from imsync.im.prediction import Prediction
     from imsync.store.projection import Projection
 
-Group = Annotated[
-    str | None, typer.Option(help="Only this service: group or friend. Both without.", show_default=False)
-]
-Ids = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--id",
-        help="Only this letter, by its own id or that of its entry in the stream; may be given several times.",
-        show_default=False,
-    ),
-]
 Reasons = Annotated[
     list[str] | None,
     typer.Option("--reason", help="Only with this reason, such as invalid; may be given several times.",
                  show_default=False),
 ]  # fmt: skip
-UserId = Annotated[int | None, typer.Option(help="Only about this user, where that can be read.", show_default=False)]
 Since = Annotated[
     str | None, typer.Option(help="Only those that died so long ago at most: 30m, 24h, 7d.", show_default=False)
 ]
-
-
-def services(group: str | None) -> list[str]:
-    """The services that are meant.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
-    from imsync.errors import UsageError
-    from imsync.im.workspace import PROJECTIONS
-
-    if group is not None and group not in PROJECTIONS:
-        raise UsageError(f"no service {group!a}", f"one of {', '.join(PROJECTIONS)}")
-    return [group] if group else list(PROJECTIONS)
-
-
-def check_ids(ids: list[str] | None) -> tuple[str, ...]:
-    """The entry ids that were typed, in full.
-
-    Raises:
-        UsageError: one is none.
-    """
-    from imsync.bus.entry import id_parts, is_entry_id
-    from imsync.errors import UsageError
-
-    if bad := [each for each in ids or () if not is_entry_id(each)]:
-        raise UsageError(f"bad entry id {bad[0][:40]!a}", "such as 1795413835783-0")
-    return tuple("{}-{}".format(*id_parts(each)) for each in ids or ())
-
-
-def check_user(user: int | None) -> None:
-    """Refuses a number that no user can have.
-
-    Raises:
-        UsageError: it is out of range.
-    """
-    from imsync.errors import UsageError
-
-    if user is not None and not 1 <= user < 2**63:
-        raise UsageError(f"bad user {user}", "ids are whole numbers from 1 to 9223372036854775807")
 
 
 def chosen(
@@ -85,6 +33,7 @@ def chosen(
         UsageError: one of them is bad.
     """
     from imsync.cli.durations import milliseconds
+    from imsync.cli.selection import check_ids, check_user
     from imsync.im.events import DESTINATION
     from imsync.im.letters import LetterFilter
 
@@ -110,9 +59,10 @@ def store_of(run: Run, service: str) -> Projection | None:
 
 def age_seconds(letter_id: str, now_ms: int) -> float:
     """How long ago a letter was written, by its id."""
+    from imsync.bus.clock import seconds_since
     from imsync.bus.entry import id_parts
 
-    return round(max(0.0, (now_ms - id_parts(letter_id)[0]) / 1000), 3)
+    return seconds_since(id_parts(letter_id)[0], now_ms)
 
 
 def described(service: str, read: ReadLetter, now_ms: int) -> dict[str, object]:
@@ -171,13 +121,15 @@ def in_lines(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
     """A letter in a few lines for people."""
     from imsync.cli.lines import fold
     from imsync.cli.render import seconds
+    from imsync.im.wording import times
 
     letter, about = read.letter, read.about
     died = f"{seconds(age_seconds(letter.id, now_ms))} ago"
     yield from fold(f"{service:<6}  {letter.id}  {died}  {letter.reason or '(no reason)'}")
-    times = "once" if letter.deliveries == 1 else f"{letter.deliveries:,} times"
     source = f"entry {letter.source_id}, " if letter.source_id else ""
-    yield from fold(f"{subject(about)}; {about.type or 'no event type'}; {source}delivered {times}", " " * 8)
+    yield from fold(
+        f"{subject(about)}; {about.type or 'no event type'}; {source}delivered {times(letter.deliveries)}", " " * 8
+    )
     where = f" (at {letter.where})" if letter.where else ""
     yield from fold(f"{letter.message}{where}", " " * 8)
     if verdict := worth(about):
@@ -186,4 +138,6 @@ def in_lines(service: str, read: ReadLetter, now_ms: int) -> Iterator[str]:
 
 def count_letters(number: int) -> str:
     """How many letters, for people."""
-    return "1 dead letter" if number == 1 else f"{number:,} dead letters"
+    from imsync.im.wording import counted
+
+    return counted(number, "dead letter")

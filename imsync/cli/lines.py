@@ -1,11 +1,11 @@
-"""Lines for people that fit into their terminal: folded at words, and columns that never wrap."""
+"""Lines for people that fit into their terminal: folded at words, or cut."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from imsync.cli.render import safe
 
@@ -39,6 +39,12 @@ def fold(text: object, indent: str = "", columns: int | None = None) -> Iterator
     yield indent + line
 
 
+def say(text: object, indent: str = "") -> None:
+    """Prints a text from anywhere, folded."""
+    for line in fold(text, indent):
+        print(line)
+
+
 def shortened_to(text: str, columns: int) -> str:
     """As much of the beginning as fits."""
     taken = 0
@@ -53,22 +59,3 @@ def shorten(text: object, columns: int) -> str:
     """A text from anywhere on one line, with an ellipsis where it was cut."""
     shown = safe(text)
     return shown if cells(shown) <= columns else shortened_to(shown, max(1, columns - 1)) + "…"
-
-
-def aligned(titles: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: int = -1) -> Iterator[str]:
-    """Columns two blanks apart, each row on one line. Titles that start with `#` stand over numbers.
-
-    Args:
-        flexible: the column that is cut when a row is too wide for the terminal.
-    """
-    table = [[title.lstrip("#") for title in titles], *([safe(cell) for cell in row] for row in rows)]
-    widths = [max(map(cells, column)) for column in zip(*table, strict=True)]
-    others = sum(widths) - widths[flexible] + 2 * (len(widths) - 1)
-    widths[flexible] = max(8, min(widths[flexible], width() - others))
-    for row in table:
-        padded = []
-        for text, title, columns in zip(row, titles, widths, strict=True):
-            shown = shorten(text, columns)
-            blanks = " " * (columns - cells(shown))
-            padded.append(blanks + shown if title.startswith("#") else shown + blanks)
-        yield "  ".join(padded).rstrip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +51,8 @@ def described(overview: Overview) -> dict[str, Any]:
     """An overview as `status --json` tells it."""
     from dataclasses import asdict
 
+    from imsync.bus.clock import timestamp
+
     backlog = overview.outbox.backlog if overview.outbox else None
     return {
         "time": timestamp(overview.at_ms),
@@ -92,6 +93,8 @@ def _group(group: GroupOverview) -> dict[str, Any]:
 
 
 def _member(member: ConsumerView) -> dict[str, Any]:
+    from imsync.bus.clock import timestamp
+
     life = member.life
     vitals = life.vitals if life else None
     return {
@@ -99,7 +102,7 @@ def _member(member: ConsumerView) -> dict[str, Any]:
         "alive": member.alive,
         "host": life.host if life else None,
         "pid": life.pid if life else None,
-        "since": timestamp(life.since_ms) if life and life.since_ms is not None else None,
+        "since": timestamp(life.since_ms) if life else None,
         "pending": member.pending,
         "idle_seconds": member.idle_ms / 1000,
         "events": vitals.events if vitals else None,
@@ -153,12 +156,3 @@ def described_error(error: ImsyncError) -> dict[str, str]:
 def trouble(overview: Overview) -> ImsyncError | None:
     """What keeps something from being known: Redis first, then the stores; None when nothing does."""
     return overview.redis or next(iter(overview.stores.values()), None)
-
-
-def timestamp(unix_ms: int | None) -> str | None:
-    """A time for programs: RFC 3339, in UTC, to the millisecond; None for None, and for what is no time."""
-    try:
-        moment = None if unix_ms is None else datetime.fromtimestamp(unix_ms / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-    return None if moment is None else moment.isoformat(timespec="milliseconds")

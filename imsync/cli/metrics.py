@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +72,7 @@ def serving(run: Run, role: str, port: int | None, host: str) -> Iterator[None]:
 
 
 def _listen(registry: CollectorRegistry, host: str, port: int) -> ThreadingHTTPServer:
+    import socket
     from http.server import ThreadingHTTPServer
 
     from prometheus_client import MetricsHandler

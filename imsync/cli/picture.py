@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsync.cli.render import Block, Grid, Line, number, seconds
+from imsync.cli.render import Block, Grid, Line, milliseconds, number, seconds
 
 if TYPE_CHECKING:
     from imsync.bus.inspection import ConsumerView
@@ -153,11 +153,6 @@ def problems(overview: Overview) -> list[Block]:
 
 def _problem(problem: Problem) -> list[Block]:
     return [Line(f"! {problem.what}", "bad"), Line(f"  try: {problem.remedy}")]
-
-
-def milliseconds(value: float | None) -> str:
-    """A duration that is given in milliseconds, for people."""
-    return seconds(None if value is None else value / 1000)
 
 
 def _known(value: float | None) -> str:

@@ -13,7 +13,6 @@ HELP = "start, now, an entry id, a time such as 2026-11-23T02:30:00Z, or how lon
 
 _SMALLEST_BARE_ID = 10**11
 """A number alone that is smaller is no time in milliseconds of this century: somebody has seconds in mind."""
-_LARGEST = 2**64 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -29,6 +28,8 @@ def position(text: str, now_ms: int, *, end: bool = False) -> str:
     Raises:
         UsageError: it is none of these.
     """
+    from imsync.bus.entry import LARGEST
+
     text = text.strip()
     if text == "start":
         return "0-0"
@@ -38,11 +39,13 @@ def position(text: str, now_ms: int, *, end: bool = False) -> str:
         return _id(text, numbers[1], numbers[2], end)
     is_duration = re.fullmatch(r"[0-9.]+[a-z]+", text)
     at_ms = max(0, now_ms - milliseconds(text)) if is_duration else _time_ms(text)
-    return f"{at_ms}-{_LARGEST if end else 0}"
+    return f"{at_ms}-{LARGEST if end else 0}"
 
 
 def _id(text: str, first: str, second: str | None, end: bool) -> str:
-    at_ms, sequence = int(first), _LARGEST if end else 0
+    from imsync.bus.entry import LARGEST
+
+    at_ms, sequence = int(first), LARGEST if end else 0
     if second is None and 0 < at_ms < _SMALLEST_BARE_ID:
         raise UsageError(
             f"{text} alone is an entry id of the year 1970 to 1973",
@@ -50,7 +53,7 @@ def _id(text: str, first: str, second: str | None, end: bool) -> str:
         )
     if second is not None:
         sequence = int(second)
-    if max(at_ms, sequence) > _LARGEST:
+    if max(at_ms, sequence) > LARGEST:
         raise UsageError(f"{text} is larger than any entry id", "such as 1795413835783-0")
     return f"{at_ms}-{sequence}"
 
@@ -64,15 +67,3 @@ def _time_ms(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0, (moment - _EPOCH) // timedelta(milliseconds=1))
-
-
-def time_of(entry_id: str | None) -> str | None:
-    """When an entry was added, by its id, in RFC 3339 and UTC; None for ids that are no time."""
-    from imsync.bus.entry import id_parts
-
-    if entry_id is None:
-        return None
-    try:
-        return datetime.fromtimestamp(id_parts(entry_id)[0] / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return None

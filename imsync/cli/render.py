@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-_WIDE = 3
-"""Characters between two columns, where there is room."""
+_WIDE, _CLOSE = 3, 2
+"""Characters between two columns, where there is room, and where there is less."""
+_NARROWEST = 8
+"""What is left of a column that is cut, at least."""
+PLANNED_SHOWN = 50
+"""How many rows of a plan are printed."""
+
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = {"\u200d", "\ufe0f"}
 """Zero-width joiner and variation selector: parts of emoji, harmless."""
@@ -43,6 +48,11 @@ def seconds(value: float | None) -> str:
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def milliseconds(value: float | None) -> str:
+    """A duration that is given in milliseconds, for people."""
+    return seconds(None if value is None else value / 1000)
+
+
 def number(value: int | None) -> str:
     """A count for people; `unknown` when there is none."""
     return "unknown" if value is None else f"{value:,}"
@@ -57,11 +67,13 @@ class Grid:
         rows: the cells.
         spare: titles of columns that may be left out where the terminal is too narrow, as long as they hold only
             zeros and dashes; the first one goes first.
+        flexible: the title of a column whose cells are cut, rather than that any cell wraps.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     spare: Sequence[str] = ()
+    flexible: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +132,15 @@ class Output:
         """One JSON object on a line of its own, in ASCII."""
         print(json.dumps(data, ensure_ascii=True, default=str))
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
-        """A table for people; columns that start with `#` hold numbers."""
-        console(sys.stdout).print(_table(columns, rows, title))
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: str = "") -> None:
+        """A table for people. See `Grid`."""
+        self.show([Grid(columns, rows, flexible=flexible)])
+
+    def plan(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: str = "") -> None:
+        """What a command is about to work on, which may be thousands: a table of the first, and how many more."""
+        self.table(columns, rows[:PLANNED_SHOWN], flexible=flexible)
+        if len(rows) > PLANNED_SHOWN:
+            print(f"… and {len(rows) - PLANNED_SHOWN:,} more")
 
     def text(self, line: str) -> None:
         """A line for people."""
@@ -199,12 +217,12 @@ class Output:
             yield lambda steps: bar.update(task, advance=steps)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
     for row in rows:
@@ -227,12 +245,16 @@ def _drawn(block: Block, width: int) -> RenderableType:
 
     if isinstance(block, Line):
         return Text(safe(block.text), style=_TONES[block.tone])
-    return _fitted(block, width)
+    return fitted(block, width)
 
 
-def _fitted(grid: Grid, width: int) -> Table:
-    """A table in so many columns of the terminal, if that can be: without what may be left out, then closer set."""
+def fitted(grid: Grid, width: int) -> Table:
+    """A table in so many columns of the terminal, if that can be: without what may be left out, then closer set, then
+    with a column cut. One that wraps all the same is not set closer for nothing.
+    """
     from rich.cells import cell_len
+
+    from imsync.cli.lines import shorten
 
     titles = list(grid.columns)
     rows = [[safe(cell) for cell in row] for row in grid.rows]
@@ -247,10 +269,15 @@ def _fitted(grid: Grid, width: int) -> Table:
             titles.pop(at)
             for row in rows:
                 row.pop(at)
-    gap = next((each for each in (_WIDE, 2) if needed(each) <= width), 1)
+    gap = next((each for each in (_WIDE, _CLOSE, 1) if needed(each) <= width), _CLOSE)
+    if grid.flexible and needed(_CLOSE) > width:
+        gap, at = _CLOSE, titles.index(grid.flexible)
+        room = max(map(cell_len, (row[at] for row in rows))) - (needed(_CLOSE) - width)
+        for row in rows:
+            row[at] = shorten(row[at], max(_NARROWEST, room))
     table = _table(titles, rows)
     table.show_edge = False
-    table.padding = {_WIDE: (0, 1), 2: (0, 1, 0, 0), 1: (0, 0)}[gap]  # type: ignore[assignment]
+    table.padding = {_WIDE: (0, 1), _CLOSE: (0, 1, 0, 0), 1: (0, 0)}[gap]  # type: ignore[assignment]
     return table
 
 

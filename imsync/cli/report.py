@@ -183,7 +183,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _tell(run: Run, path: Path, state: Mapping[str, Any], points: Sequence[Point], drift: Drift, size: int) -> None:
-    from imsync.cli.looking import timestamp
+    from imsync.bus.clock import timestamp
 
     problems = len(state.get("problems") or ())
     looked = not drift.not_looked

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imsync.bus.dead_letter import DeadLetterRecord
     from imsync.bus.entry import Entry
     from imsync.bus.envelope import Envelope
-    from imsync.bus.follow import Back, Lost
+    from imsync.bus.follow import Interrupted, Resumed
     from imsync.bus.stream import Stream
 
 _LETTERS = "; ".join(f"%{letter} {meaning}" for letter, meaning in event_format.LETTERS.items())
@@ -60,6 +60,7 @@ def tail(
     """  # fmt: skip
     from imsync.cli.signals import ending_at_once
     from imsync.errors import UsageError
+    from imsync.im.wording import counted
 
     if format is not None and run.as_json:
         raise UsageError("--format and --json are two ways to write an event", "keep one of them")
@@ -72,8 +73,7 @@ def tail(
         for look in _limited(_looks(run, from_, to, until_end, dead, wanted), count):
             written(look)
         if wanted.unreadable:
-            entries = "entry" if wanted.unreadable == 1 else "entries"
-            run.out.note(f"{wanted.unreadable:,} {entries} cannot be read, and may have been wanted")
+            run.out.note(f"{counted(wanted.unreadable, 'entry', 'entries')} cannot be read, and may have been wanted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,10 @@ def _looks(
     run: Run, from_: str | None, to: str | None, until_end: bool, dead: str | None, wanted: Filter
 ) -> Iterator[Look]:
     from imsync.bus.dead_letter import read
-    from imsync.bus.entry import FIELD
+    from imsync.bus.entry import FIELD, id_after
     from imsync.bus.envelope import look
     from imsync.bus.follow import BLOCK_MS, follow
-    from imsync.bus.retention import NO_LIMIT, id_after
+    from imsync.bus.retention import NO_LIMIT
     from imsync.bus.stream import Stream
     from imsync.im.events import DESTINATION
 
@@ -160,13 +160,13 @@ def _limited(looks: Iterator[Look], count: int | None) -> Iterator[Look]:
             return
 
 
-def _tell(run: Run) -> Callable[[Lost | Back], None]:
+def _tell(run: Run) -> Callable[[Interrupted | Resumed], None]:
     """Says when the connection breaks, and when it works again."""
-    from imsync.bus.follow import Lost
+    from imsync.bus.follow import Interrupted
 
-    def tell(what: Lost | Back) -> None:
+    def tell(what: Interrupted | Resumed) -> None:
         sys.stdout.flush()
-        if isinstance(what, Lost):
+        if isinstance(what, Interrupted):
             run.out.note(f"{what.error.message}; tried again until it answers")
         elif what.after is None:
             run.out.note("connected again to a stream that was made anew: read from its start")
@@ -193,12 +193,13 @@ def _written(run: Run, format: str | None, dead: str | None) -> Callable[[Look],
 
 
 def _described(look: Look) -> dict[str, object]:
+    from imsync.bus.clock import time_of
+
     letter = look.letter
-    when = event_format.published_at(look.entry.id)
     fields = look.entry.fields if letter is None else letter.raw
     row: dict[str, object] = {
         "id": look.entry.id,
-        "published_at": "" if when is None else when.isoformat(timespec="milliseconds"),
+        "published_at": time_of(look.entry.id) or "",
         "event": look.envelope.event,
         "error": look.envelope.error or None,
         "raw": None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,7 @@ import typer
 from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
-    from imsync.im.trace import Copies, ServiceTrace, Trace, TracedEvent
+    from imsync.im.trace import ServiceTrace, Trace, TracedCopies, TracedEvent
     from imsync.store.projection import Projection
 
 EVENTS_SHOWN = 5
@@ -36,7 +35,7 @@ def trace(run: Run, user: Annotated[int, typer.Argument(help="The user's id.", m
     about the user, and which version its rows hold; then what is wrong, if anything is, and what to type. Exits with 3
     when something is; with 4 when Redis is away, and with 5 when a store is, after showing what is known without it.
     """
-    from imsync.cli.letters import check_user
+    from imsync.cli.selection import check_user
     from imsync.im.trace import Standing
     from imsync.im.trace import trace as follow
 
@@ -86,6 +85,8 @@ def _speaks_utf8() -> bool:
 
 
 def _described(found: Trace, now_ms: int) -> dict[str, object]:
+    from imsync.bus.clock import seconds_since, timestamp
+
     profile = found.profile
     return {
         "user": profile.id,
@@ -93,8 +94,8 @@ def _described(found: Trace, now_ms: int) -> dict[str, object]:
         "nick_name": profile.nick_name,
         "version": profile.version,
         "deleted": bool(profile.deleted),
-        "edited_at": _time(found.edited_ms),
-        "edited_seconds": _seconds_since(found.edited_ms, now_ms),
+        "edited_at": timestamp(found.edited_ms),
+        "edited_seconds": seconds_since(found.edited_ms, now_ms),
         "redis_error": found.redis_error.message if found.redis_error else None,
         "events": [
             {
@@ -103,8 +104,8 @@ def _described(found: Trace, now_ms: int) -> dict[str, object]:
                 "sent": each.event.entry_id is not None,
                 "entry_id": each.event.entry_id,
                 "in_stream": each.in_stream,
-                "created_at": _time(each.event.created_ms),
-                "age_seconds": _seconds_since(each.event.created_ms, now_ms),
+                "created_at": timestamp(each.event.created_ms),
+                "age_seconds": seconds_since(each.event.created_ms, now_ms),
             }
             for each in found.events
         ],
@@ -148,31 +149,24 @@ def _described_service(service: ServiceTrace) -> dict[str, object]:
     }
 
 
-def _time(unix_ms: int) -> str:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def _seconds_since(unix_ms: int, now_ms: int) -> float:
-    return round(max(0.0, (now_ms - unix_ms) / 1000), 3)
-
-
 # ── for people ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _picture(found: Trace, now_ms: int) -> Iterator[str]:
+    from imsync.bus.clock import seconds_since
     from imsync.cli.lines import fold, shorten
     from imsync.cli.render import seconds
 
     profile = found.profile
     name = f"  {shorten(profile.nick_name, 24)}" if profile.nick_name else ""
-    edited = seconds(_seconds_since(found.edited_ms, now_ms))
+    edited = seconds(seconds_since(found.edited_ms, now_ms))
     deleted = ", deleted" if profile.deleted else ""
     yield f"user {profile.id}{name}"
     yield f"  │ version {profile.version}{deleted}, written {edited} ago"
     yield "  │"
     yield "outbox"
     for number, each in enumerate(found.events[:EVENTS_SHOWN]):
-        age = seconds(_seconds_since(each.event.created_ms, now_ms))
+        age = seconds(seconds_since(each.event.created_ms, now_ms))
         yield from fold(f"v{each.event.version}  {_sent(each)}  {age} ago", "  │ ")
         if number == 0:
             yield f"  │     event {each.event_id}"
@@ -214,6 +208,7 @@ def _in_stream(found: Trace) -> str:
 def _service_lines(service: ServiceTrace, version: int) -> Iterator[str]:
     from imsync.cli.letters import count_letters
     from imsync.cli.render import seconds
+    from imsync.im.wording import times
 
     words = {
         "none": "no event to look for",
@@ -229,11 +224,10 @@ def _service_lines(service: ServiceTrace, version: int) -> Iterator[str]:
     }
     if holder := service.holder:
         alive = "alive" if holder.alive else "dead"
-        times = "once" if holder.deliveries == 1 else f"{holder.deliveries:,} times"
         if service.stage == "pending":
             yield (
                 f"the newest event is pending with {_shown(holder.consumer)} ({alive}), "
-                f"idle {seconds(holder.idle_ms / 1000)}, delivered {times}"
+                f"idle {seconds(holder.idle_ms / 1000)}, delivered {times(holder.deliveries)}"
             )
         else:
             yield f"{words[service.stage]}, and not acknowledged by {_shown(holder.consumer)} ({alive}) yet"
@@ -259,7 +253,7 @@ def _shown(consumer: str) -> str:
     return shorten(readable(consumer), 40)
 
 
-def _copies_lines(copies: Copies, newest: int) -> Iterator[str]:
+def _copies_lines(copies: TracedCopies, newest: int) -> Iterator[str]:
     state = f"version {copies.version}" if copies.version else "has never heard of this user"
     yield f"{state}{', deleted' if copies.deleted else ''}"
     if not copies.rows:

@@ -118,8 +118,8 @@ def _check(
     wait: bool,
 ) -> None:
     """Refuses options that do not go together."""
+    from imsync.cli.selection import services
     from imsync.errors import UsageError
-    from imsync.im.workspace import PROJECTIONS
 
     see = "see `imsync verify --help`"
     if export and (against or user or sample or repair or strict):
@@ -130,8 +130,7 @@ def _check(
         raise UsageError("--seed goes with --sample", see)
     if only_with_repair and not repair:
         raise UsageError("--dry-run, --yes and --wait go with --repair", see)
-    if group is not None and group not in PROJECTIONS:
-        raise UsageError(f"no service {group[:64]!a}", f"there are {', '.join(PROJECTIONS)}")
+    services(group)
     if against and group:
         raise UsageError("--against says by its file whose copies they are, without --group", see)
     if against and wait:

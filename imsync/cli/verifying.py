@@ -169,6 +169,7 @@ class Repair:
             patience_seconds: how long to wait for the groups; None does not wait, and so proves nothing.
         """
         from imsync.cli.confirm import confirm
+        from imsync.im.wording import counted
 
         run, plan = self._run, self._plan
         planned = plan.to_touch
@@ -177,8 +178,7 @@ class Repair:
         if dry_run or not planned:
             self._tell(planned, dry_run=dry_run)
             return not self._verdict.drift
-        users = "1 user" if planned == 1 else f"{planned:,} users"
-        confirm(run, f"publish {users} anew, under a higher version each?", yes=yes)
+        confirm(run, f"publish {counted(planned, 'user')} anew, under a higher version each?", yes=yes)
         from imsync.im.repair import touch
 
         with run.out.progress("touching", planned) as advance:
@@ -242,6 +242,8 @@ class Repair:
         published: int = 0,
         checked: Rechecked | None = None,
     ) -> None:
+        from imsync.im.wording import counted
+
         data: Mapping[str, object] = describe(self._verdict, self._plan) | {
             "repaired": checked.repaired if checked else 0,
             "planned": planned,
@@ -253,8 +255,7 @@ class Repair:
             "dry_run": dry_run,
         }
         if dry_run:
-            users = "1 user" if planned == 1 else f"{planned:,} users"
-            self._run.out.result(data, f"dry run: {users} would be touched; nothing was changed")
+            self._run.out.result(data, f"dry run: {counted(planned, 'user')} would be touched; nothing was changed")
         elif not planned:
             self._run.out.result(data, "nothing to touch")
         else:

@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsync.cli.looking import described, described_error, described_rates, look_again, timestamp
-from imsync.cli.render import Block, Grid, Line, number, seconds, sparkline
+from imsync.bus.clock import timestamp
+from imsync.cli.looking import described, described_error, described_rates, look_again
+from imsync.cli.render import Block, Grid, Line, milliseconds, number, seconds, sparkline
 
 if TYPE_CHECKING:
     from imsync.cli.run import Run
@@ -239,7 +240,7 @@ class View:
 
 def _value(label: str, value: float | None) -> str:
     if label.endswith("staleness"):
-        return seconds(None if value is None else value / 1000)
+        return milliseconds(value)
     if value is None:
         return "unknown"
     return number(int(value)) if label.endswith("lag") else f"{value:,.1f}"

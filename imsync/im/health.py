@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from imsync.bus.inspection import GroupView, RetentionView
@@ -11,6 +11,7 @@ from imsync.errors import ImsyncError, StoreMismatch
 from imsync.im.accounts import Accounting, Outcomes, account
 from imsync.im.outbox import OutboxBacklog
 from imsync.im.relay_lock import Holder
+from imsync.im.wording import counted
 
 __all__ = ["Accounting", "Problem", "account", "judge_group", "judge_outbox", "judge_retention", "judge_store"]
 
@@ -75,38 +76,47 @@ def judge_group(
             rebuild,
         )
     if view.lag != 0 and not view.alive and (view.lag_seconds is None or view.lag_seconds > STALLED_SECONDS):
-        waiting = "entries wait" if view.lag is None else _count(view.lag, "entry waits", "entries wait")
+        waiting = "entries wait" if view.lag is None else counted(view.lag, "entry waits", "entries wait")
         add("no_consumer", f"{waiting} for {service} and no consumer is alive", consume)
     waits = max(view.lag_seconds or 0.0, view.oldest_pending_seconds or 0.0)
     if view.alive and waits > LATE_SECONDS:
-        alive = _count(len(view.alive), "consumer lives", "consumers live")
+        alive = counted(len(view.alive), "consumer lives", "consumers live")
         add("late", f"{service} is {waits:.0f} s late although {alive}{_last_trouble(view)}",
             f"look at their messages; {replay}")  # fmt: skip
     if view.held_by_dead and (view.oldest_pending_seconds or 0.0) > STALLED_SECONDS:
-        held = _count(view.held_by_dead, "entry", "entries")
+        held = counted(view.held_by_dead, "entry", "entries")
         # the dead need no patience, and what they got a moment ago is younger than what replay waits for by itself
         add("held_by_dead", f"dead consumers of {service} hold {held}", f"{replay} --min-idle 0s")
     if view.dead:
-        letters = _count(view.dead, "dead letter", "dead letters")
+        letters = counted(view.dead, "dead letter", "dead letters")
         add("dead_letters", f"{service} has {letters}",
             f"imsync dead list --group {group}, then imsync replay dead --group {group}; "
             f"imsync dead purge --group {group} --all lets go of what stays")  # fmt: skip
+    for problem in _of_accounts(group, accounting, outcomes):
+        add(*problem)
+    return tuple(problems)
+
+
+def _of_accounts(
+    group: str, accounting: Accounting | None, outcomes: Outcomes | None
+) -> Iterator[tuple[str, str, str]]:
+    """What the accounts of a group say: kind, what is wrong, what helps."""
+    service, rebuild = f"the {group} service", f"imsync rebuild {group}"
     conflicts = accounting.conflicts if accounting else outcomes.conflicts if outcomes else 0
     if conflicts:
-        events = _count(conflicts, "event that contradicts", "events that contradict")
-        add("conflicts", f"{service} met {events} its history", f"imsync verify, then {rebuild}")
+        events = counted(conflicts, "event that contradicts", "events that contradict")
+        yield "conflicts", f"{service} met {events} its history", f"imsync verify, then {rebuild}"
     if accounting and accounting.lost:
-        entries = _count(accounting.lost, "entry", "entries")
-        add("lost", f"{service} lost {entries}, trimmed before they were applied", rebuild)
+        entries = counted(accounting.lost, "entry", "entries")
+        yield "lost", f"{service} lost {entries}, trimmed before they were applied", rebuild
     if accounting and accounting.unexplained < 0:
-        events = _count(-accounting.unexplained, "event", "events")
+        events = counted(-accounting.unexplained, "event", "events")
         what = f"{service} settled {events} more than were published: was the user store restored from a backup?"
         # a rebuild leaves alone what is ahead of the source, and the accounts open: the repair comes first
-        add("unexplained", what, f"imsync verify --repair, then {rebuild}")
+        yield "unexplained", what, f"imsync verify --repair, then {rebuild}"
     if accounting and accounting.unexplained > 0:
-        events = _count(accounting.unexplained, "unexplained event", "unexplained events")
-        add("unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}")
-    return tuple(problems)
+        events = counted(accounting.unexplained, "unexplained event", "unexplained events")
+        yield "unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}"
 
 
 def _last_trouble(view: GroupView) -> str:
@@ -136,7 +146,7 @@ def judge_retention(view: RetentionView, services: Collection[str]) -> tuple[Pro
         name = shlex.quote(group)  # anybody who may use the server has chosen it, and it is to be typed
         who, remedy = f"group {name}", f"start a consumer of it, or imsync group drop {name}"
     waiting = f"{(view.waiting_seconds or 0.0) / 3600:,.1f} h"
-    entries = _count(view.length, "entry", "entries")
+    entries = counted(view.length, "entry", "entries")
     what = f"{who} has not acknowledged an entry for {waiting}, and the stream keeps {entries}"
     return (*problems, Problem(what, remedy, "pinned", group))
 
@@ -153,7 +163,7 @@ def judge_outbox(
     """
     if not is_stalled(backlog):
         return ()
-    what = f"{_count(backlog.unsent, 'event waits', 'events wait')} in the outbox"
+    what = f"{counted(backlog.unsent, 'event waits', 'events wait')} in the outbox"
     if pause:
         what += f": relays pause for a rebuild ({pause})"
         remedy = _wake(pause, "wait for its end")
@@ -186,7 +196,3 @@ def _wake(holder: Holder, otherwise: str) -> str:
     if not holder.stopped:
         return otherwise
     return f"kill -CONT {holder.pid}; or kill -9 {holder.pid}, and another takes over: imsync relay"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

@@ -118,11 +118,6 @@ class Outbox:
         """How many events were published, since the store was made. Those that were lost count when sent again."""
         return self._counter("published")
 
-    def latest_event(self, user_id: int) -> tuple[int, str | None] | None:
-        """The version and the entry id (None: not sent yet) of a user's newest event that the outbox remembers."""
-        rows = self._database.query(SQL["latest_of_user"], (user_id,))
-        return (rows[0][0], rows[0][1]) if rows else None
-
     def events_of(self, user_id: int, limit: int = 100) -> list[RememberedEvent]:
         """A user's newest events that the outbox remembers, the newest first."""
         return [RememberedEvent(*row) for row in self._database.query(SQL["of_user"], (user_id, limit))]

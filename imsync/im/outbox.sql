@@ -10,9 +10,6 @@ SELECT seq, user_id, body FROM outbox WHERE sent_ms IS NULL AND seq > ? ORDER BY
 -- name: backlog
 SELECT count(*), min(created_ms) FROM outbox WHERE sent_ms IS NULL;
 
--- name: latest_of_user
-SELECT version, entry_id FROM outbox WHERE user_id = ? ORDER BY version DESC LIMIT 1;
-
 -- name: of_user
 SELECT seq, event_id, version, body, created_ms, entry_id, sent_ms FROM outbox WHERE user_id = ?
 ORDER BY version DESC LIMIT ?;

@@ -5,7 +5,6 @@ A host need not have every store: of a group whose store is on another one, Redi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from imsync.bus.binding import Binding
 from imsync.bus.bus import Bus
+from imsync.bus.clock import now_ms
 from imsync.bus.inspection import GroupView, RetentionView, view_group, view_retention
 from imsync.bus.retention import Retention
 from imsync.errors import GroupMissing, ImsyncError, RedisRefused, RedisUnreachable, StoreMismatch, StoreUnusable
@@ -119,7 +118,7 @@ def look(
     *,
     whole: bool,
     shown: Callable[[str], str] = str,
-    clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    clock_ms: Callable[[], int] = now_ms,
 ) -> Overview:
     """Looks at everything. Changes nothing, and fails for nothing that an operator could want to see: trouble with
     Redis or a store is part of what is returned.
@@ -249,8 +248,7 @@ def _at_most(users: UserStore) -> int:
 
 
 def _refused(bus: Bus, service: str, projection: ProfileProjection) -> StoreMismatch | None:
-    stream, keys = bus.stream(DESTINATION), bus.keys(DESTINATION)
-    return Binding(bus.client, stream, keys, service, projection).mismatch()
+    return bus.binding(DESTINATION, service, projection).mismatch()
 
 
 def _outbox(users: UserStore) -> OutboxOverview:

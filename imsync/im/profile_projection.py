@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from imsync.bus import clock
 from imsync.bus.event import MAX_INT
 from imsync.bus.handler import Received
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Outcome
@@ -227,7 +227,7 @@ class ProfileProjection(SettlingStore):
         Raises:
             StoreUnusable: nothing was changed; try again.
         """
-        snapshot = [self._replica_of_source(state, _now_ms()) for state in page]
+        snapshot = [self._replica_of_source(state, clock.now_ms()) for state in page]
         with self._settling() as connection:
             known = self._replicas({replica.user_id for replica in snapshot})
             written = [r for r in snapshot if r.replaces(known.get(r.user_id))]
@@ -251,7 +251,7 @@ class ProfileProjection(SettlingStore):
     def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile], source: str) -> None:
         """Fills a fresh store from a snapshot of the source."""
         self._settlements.recognise(connection, source)
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         connection.executemany(
             REPLICA_SQL["write_replica"], (self._replica_of_source(_as_source(p), now_ms) for p in profiles)
         )
@@ -272,10 +272,6 @@ class ProfileProjection(SettlingStore):
 def _state(row: tuple[Any, ...]) -> CopyState:
     user_id, version, deleted, nick_name, head_image, rows, stale = row
     return CopyState(user_id, version, bool(deleted), (nick_name, head_image), rows, stale)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _as_source(p: Profile) -> SourceState:

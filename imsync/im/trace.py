@@ -21,6 +21,7 @@ from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.letters import LetterFilter, select
 from imsync.im.outbox import RememberedEvent
 from imsync.im.user_store import Profile, UserStore
+from imsync.im.wording import counted
 from imsync.store.projection import CopyState, Projection, SourceState
 from imsync.store.settlement import COVERED, DEAD, LOST, key_of
 
@@ -105,7 +106,7 @@ class RowsAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
+class TracedCopies:
     """What a projection has of the user.
 
     Args:
@@ -141,7 +142,7 @@ class ServiceTrace:
     holder: Holder | None
     alive: int | None
     letters: tuple[TracedLetter, ...] | None
-    copies: Copies | None
+    copies: TracedCopies | None
     standing: Standing
     what: str = ""
     remedy: str = ""
@@ -286,7 +287,7 @@ def _stage(store: Projection | None, newest: TracedEvent | None, seen: _Seen | N
     return Stage.UNKNOWN if store is None else Stage.UNSETTLED
 
 
-def _copies(store: Projection, source: SourceState, events: Sequence[RememberedEvent]) -> Copies:
+def _copies(store: Projection, source: SourceState, events: Sequence[RememberedEvent]) -> TracedCopies:
     state = store.state(source.key) or CopyState(source.key, 0, False, (), 0, 0)
     contents = store.contents(source.key)
     expected = store.expected(source)
@@ -308,7 +309,7 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     right = same and state.stale_rows == 0
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
-    return Copies(
+    return TracedCopies(
         state.version,
         state.deleted,
         sum(contents.values()),
@@ -391,7 +392,7 @@ def _letters_left(found: ServiceTrace, user: int) -> tuple[Standing, str, str]:
     """What is left to do about a user whose copies are right."""
     if not found.letters:
         return Standing.IN_STEP, "", ""
-    letters = "1 dead letter" if len(found.letters) == 1 else f"{len(found.letters):,} dead letters"
+    letters = counted(len(found.letters), "dead letter")
     if all(letter.superseded for letter in found.letters):
         remedy = f"imsync dead purge --superseded --group {found.name} --user {user}"
         return Standing.IN_STEP, f"{letters} of group {found.name}, safe to drop", remedy

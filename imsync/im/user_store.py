@@ -6,7 +6,6 @@ An edit that was accepted is an event that will be published, and an edit that w
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
+from imsync.bus.clock import now_ms
 from imsync.bus.codec import encode
 from imsync.bus.telemetry import Telemetry
 from imsync.errors import ImsyncError, UsageError
@@ -93,7 +93,7 @@ class UserStore(Outbox):
         *,
         create: bool = False,
         busy_timeout_ms: int = 5000,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = now_ms,
         telemetry: Telemetry | None = None,
     ) -> None:
         super().__init__(Database(path, SCHEMA, busy_timeout_ms=busy_timeout_ms, create=create), clock_ms)

@@ -7,7 +7,6 @@ that it was filled from covers.
 from __future__ import annotations
 
 import sqlite3
-import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imsync.bus import clock
 from imsync.bus.entry import id_parts
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import DUPLICATE, Ack, Outcome
@@ -331,7 +331,7 @@ class SettlingStore:
 
     def _record_staleness(self, connection: sqlite3.Connection, occurred_ms: Iterable[int]) -> None:
         """Notes how old events are at the moment they take effect, by when they occurred."""
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         self._settlements.add_staleness(connection, [now_ms - ms for ms in occurred_ms], now_ms)
 
     # ── forgetting ───────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +350,7 @@ class SettlingStore:
             StoreUnusable: nothing was changed.
         """
         first = id_parts(first_id)
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         old_ms = max(0, now_ms - self._settled_ms)
         rows = self._next_rows(_first_key_of(old_ms), _first_key_of(now_ms + _CLOCKS_AHEAD_MS))
         done = [
@@ -375,10 +375,6 @@ class SettlingStore:
                 break
             self._looked_up_to = ahead if in_front else b""
         return rows
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _first_key_of(unix_ms: int) -> bytes:

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests import version1
 from tests.acceptance.driver import Imsync, free_port
 from tests.acceptance.inprocess import InProcess
 from tests.disks import Disk, with_disks
-from tests.servers import StartServer
+from tests.servers import StartServer, eventually
 
 PAGE = 4096
 
@@ -52,24 +52,10 @@ def expect(im: Imsync, check: str, verdict: str, *said: str, **more: str) -> Non
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> InProcess:
-    """Made stores without a server."""
-    here = InProcess(clean_environment)
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    return here
-
-
-@pytest.fixture
 def served(here: InProcess, start_server: StartServer) -> InProcess:
     """Stores and a server that is all that a server should be."""
     server = start_server(appendonly=True, appendfsync="everysec")
-    here.set(URL=server.url, CONSUMER_HEARTBEAT_MS="100")
-    with here.client() as client:
-        for group in ("group", "friend"):
-            client.xgroup_create(here.stream, group, "0", mkstream=True)
-    return here
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100")
 
 
 def state(im: Imsync) -> object:
@@ -276,38 +262,30 @@ def test_a_key_of_another_type(served: InProcess) -> None:
 # ── the server of its own ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def alone(here: InProcess) -> Iterator[InProcess]:
-    """Without a url."""
-    yield here
-    here.close()
-
-
-def test_the_embedded_server_is_looked_at_and_not_started(alone: InProcess) -> None:
-    expect(alone, "embedded-server", "warn", "has never run")
-    assert not (alone.data / "redis").exists()
-    server = EmbeddedServer(alone.data)
+def test_the_embedded_server_is_looked_at_and_not_started(here: InProcess) -> None:
+    expect(here, "embedded-server", "warn", "has never run")
+    assert not (here.data / "redis").exists()
+    server = EmbeddedServer(here.data)
     server.start()
-    expect(alone, "embedded-server", "ok", "process")
+    expect(here, "embedded-server", "ok", "process")
     pid = server.status().pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    while server.status().running:
-        pass
-    expect(alone, "embedded-server", "warn", "was killed")
-    assert verdicts(alone)["server"] == "unknown"
+    eventually(lambda: not server.status().running)
+    expect(here, "embedded-server", "warn", "was killed")
+    assert verdicts(here)["server"] == "unknown"
     server.start()
     server.stop()
-    expect(alone, "embedded-server", "warn", "is stopped")
+    expect(here, "embedded-server", "warn", "is stopped")
     assert not server.status().running
 
 
-def test_an_embedded_server_that_hangs(alone: InProcess) -> None:
-    server = EmbeddedServer(alone.data)
+def test_an_embedded_server_that_hangs(here: InProcess) -> None:
+    server = EmbeddedServer(here.data)
     pid = server.start().pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     try:
-        expect(alone, "embedded-server", "bad", "does not answer")
+        expect(here, "embedded-server", "bad", "does not answer")
     finally:
         os.kill(pid, signal.SIGCONT)

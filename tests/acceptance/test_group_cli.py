@@ -5,17 +5,13 @@ They run in this process, which takes a tenth of the time, except on a terminal.
 
 from __future__ import annotations
 
-import os
-import pty
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imsync.bus.stream import Stream
-from tests.acceptance.driver import CLI, Imsync
+from tests.acceptance.driver import Imsync
 from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, eventually
 
@@ -25,34 +21,15 @@ SHOWN = r"\x1b]52;c;QUFB\x07\u202e'; rm -rf /\xfe"
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> InProcess:
-    """Made stores without a server."""
-    here = InProcess(clean_environment)
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    return here
-
-
-def served(here: InProcess, server: Server) -> InProcess:
-    """With a server, and the groups of `init`."""
-    here.set(URL=server.url, CONSUMER_HEARTBEAT_MS="100")
-    with here.client() as client:
-        for group in ("group", "friend"):
-            client.xgroup_create(here.stream, group, "0", mkstream=True)
-    return here
-
-
-@pytest.fixture
 def im(here: InProcess, server: Server) -> InProcess:
     """Made stores, and a server with the groups of `init`."""
-    return served(here, server)
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100")
 
 
 @pytest.fixture
 def any_im(here: InProcess, any_server: Server) -> InProcess:
     """The same on each kind of server in turn."""
-    return served(here, any_server)
+    return here.on(any_server, CONSUMER_HEARTBEAT_MS="100")
 
 
 def groups(im: Imsync) -> dict[str, dict[str, Any]]:
@@ -285,34 +262,12 @@ def test_a_group_with_a_living_consumer_is_dropped_by_force_alone(im: Imsync) ->
     assert "search" not in groups(im)
 
 
-def answering(im: Imsync, answer: str, *args: str) -> tuple[int, str]:
-    """Types an answer on a terminal; the exit code, and what was written to the terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen([*CLI, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=im.folder, env=im.environ)
-    os.close(theirs)
-    written = b""
-    answered = False
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-            if b"[y/N]" in written and not answered:
-                os.write(ours, f"{answer}\n".encode())
-                answered = True
-    except OSError:
-        pass  # EIO: the other side is closed
-    finally:
-        os.close(ours)
-        process.wait(30)
-    return process.returncode, written.decode()
-
-
 @pytest.mark.parametrize(("answer", "code"), [("", 1), ("yikes", 1), ("Yes", 0)])
 def test_on_a_terminal_somebody_is_asked(im: Imsync, answer: str, code: int) -> None:
     im.ok("group", "create", "search")
-    ended, written = answering(im, answer, "group", "drop", "search")
-    assert ended == code, written
-    assert "drop group search with 0 pending and 0 undelivered entries? [y/N]" in written
-    assert ("nothing was changed" in written) is bool(code)
+    shown = im.on_a_terminal("group", "drop", "search", answer=f"{answer}\n").expect(code)
+    assert "drop group search with 0 pending and 0 undelivered entries? [y/N]" in shown.out
+    assert ("nothing was changed" in shown.out) is bool(code)
     assert ("search" in groups(im)) is bool(code)
 
 

@@ -11,11 +11,9 @@ import io
 import json
 import logging
 import os
-import pty
 import re
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +22,7 @@ import pytest
 
 from imsync.cli.reference import commands
 from imsync.embedded import EmbeddedServer
-from tests.acceptance.driver import CLI, hidden_characters
+from tests.acceptance.driver import hidden_characters
 from tests.acceptance.inprocess import InProcess
 from tests.servers import Server
 
@@ -219,19 +217,9 @@ def test_a_terminal_gets_nothing_hostile_either(hostile: Raw) -> None:
     """There rich writes colours; of them, and of nothing else, the escapes are."""
     for words in (["dead", "list"], ["tail", "-e"], ["group", "list"], ["doctor"]):
         plant(hostile)
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [*CLI, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=hostile.folder,
-            env=hostile.environ | {"TERM": "xterm-256color"},
-        )  # fmt: skip
-        os.close(theirs)
-        written = b""
-        with contextlib.suppress(OSError):  # EIO: the other side is closed
-            while chunk := os.read(ours, 65536):
-                written += chunk
-        os.close(ours)
-        assert process.wait(20) in (0, 3)
-        text = written.decode("utf-8").replace("\r\n", "\n")
+        with hostile.terminal(*words, colours=True) as shown:
+            assert shown.end() in (0, 3)
+        text = shown.seen.replace("\r\n", "\n")
         assert MARK in text
         without_colours = COLOUR.sub("", text)
         assert not hidden_characters(without_colours), f"{words}: {text!a}"

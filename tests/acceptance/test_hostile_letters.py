@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-from tests.acceptance.driver import CLI, Imsync, hidden_characters
+from tests.acceptance.driver import Imsync, hidden_characters
+from tests.acceptance.hostile import BOLD, HOSTILE, plant
 from tests.acceptance.inprocess import InProcess
-from tests.acceptance.test_output import BOLD, HOSTILE, plant
 from tests.letters import bury, consume, edit, letters
-from tests.terminals import on_a_terminal
 
 NAME = HOSTILE.replace("\x00", "")[:64]
 
@@ -64,7 +63,7 @@ def test_in_words_and_as_json(planted: InProcess) -> None:
 def test_on_a_terminal_of_80_columns(planted: InProcess) -> None:
     im = planted
     for command in (("dead", "list"), ("dead", "show", letters(im)[0].id), ("trace", str(im.users()[1]))):
-        shown = on_a_terminal([*CLI, *command], im.environ, im.folder, columns=80)
+        shown = im.on_a_terminal(*command).out
         assert len(shown.splitlines()) > 5
         assert not hidden_characters(shown)
 

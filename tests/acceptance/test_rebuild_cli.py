@@ -6,16 +6,13 @@ The commands run in this process, which takes a tenth of the time, except where 
 from __future__ import annotations
 
 import fcntl
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.driver import Imsync
 from tests.acceptance.inprocess import InProcess
-from tests.acceptance.test_group_cli import served
 from tests.servers import Server, eventually
 
 PLAN = ["group", "store", "creates", "users", "pending", "undelivered", "consumers", "dry_run"]
@@ -25,14 +22,9 @@ DEAD_PORT = "redis://127.0.0.1:1"
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[InProcess]:
+def im(here: InProcess, server: Server) -> InProcess:
     """Made stores and a server, with the groups of `init`; heartbeats that end soon."""
-    here = InProcess(clean_environment, CONSUMER_BLOCK_MS="50")
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    yield served(here, server)
-    here.close()
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="50")
 
 
 def files(im: Imsync, name: str) -> list[Path]:
@@ -57,17 +49,6 @@ def put_older_copy(im: Imsync, service: str) -> None:
     consumed(im, service, 40, 2)
     remove(im, service)
     (im.data / f"{service}.db").write_bytes(copy)
-
-
-def everything(im: Imsync) -> object:
-    """What is in the stores and in Redis, but for when keys expire."""
-    stores = []
-    for name in ("user", "group", "friend"):
-        if (im.data / f"{name}.db").exists():
-            with im.store(name) as connection:
-                stores.append(list(connection.iterdump()))
-    with im.client() as client:
-        return stores, {key: client.dump(key) for key in sorted(client.scan_iter("*", count=1000))}
 
 
 @pytest.mark.parametrize("service", ["group", "friend"])
@@ -145,7 +126,7 @@ def test_edits_that_a_restored_user_store_has_forgotten_are_written_off(im: Imsy
 def test_a_dry_run_changes_nothing(im: Imsync) -> None:
     put_older_copy(im, "group")
     im.ok("publish", "user-update", "--count", 7, "--seed", 3)
-    before = everything(im)
+    before = im.everything()
     plan = im.json("rebuild", "group", "--dry-run")
     assert list(plan) == PLAN
     assert plan["dry_run"] is True
@@ -158,7 +139,7 @@ def test_a_dry_run_changes_nothing(im: Imsync) -> None:
     assert plan["creates"] is True
     assert not (im.data / "friend.db").exists()
     im.run("rebuild", "friend", "--dry-run").expect(5)
-    stores, redis = everything(im)  # type: ignore[misc]
+    stores, redis = im.everything()  # type: ignore[misc]
     stores_before, redis_before = before  # type: ignore[misc]
     assert (stores, redis) == (stores_before[:2], redis_before)
 
@@ -220,7 +201,7 @@ def test_what_cannot_be_done_is_told_by_its_exit_code(im: Imsync) -> None:
     assert "group" in im.run("rebuild").expect(2).err
     im.run("rebuild", "nobody").expect(2)
     im.run("rebuild", "group", "--yes", "--force").expect(2)
-    before = everything(im)
+    before = im.everything()
     assert im.json("rebuild", "group", "--yes", "--url", DEAD_PORT, code=4)["error"]["kind"] == "redis_unreachable"
     with im.locked("group"):
         im.set(STORE_BUSY_TIMEOUT_MS="50")
@@ -230,7 +211,7 @@ def test_what_cannot_be_done_is_told_by_its_exit_code(im: Imsync) -> None:
     assert "there is no user store" in error["message"]
     (im.data / "away.db").rename(im.data / "user.db")
     im.ok("rebuild", "group", "--yes")
-    assert before != everything(im)
+    assert before != im.everything()
 
 
 def test_a_folder_without_stores_gets_no_server(bare: Imsync) -> None:

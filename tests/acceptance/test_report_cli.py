@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from tests.acceptance.driver import Imsync
-from tests.unit.test_page import EVIL, Parsed, check
+from tests.pages import EVIL, Parsed, check
 
 DEAD_PORT = "redis://127.0.0.1:1"
 QUICK = ("--for", "600ms")

@@ -200,14 +200,12 @@ def test_the_embedded_server_and_all_stores_are_of_one_folder(im: Imsync) -> Non
 
 
 def test_a_table_fits_a_narrow_terminal(inside: Imsync) -> None:
-    from tests.acceptance.test_watch_cli import on_a_terminal
-
     im = inside
     im.ok("publish", "user-update", "--count", 20)
     im.ok("consume", "group", "--until-empty")
     wide = im.run("status").out
     assert "foreign" in wide
-    narrow = on_a_terminal(im, "status", columns=72)
+    narrow = im.on_a_terminal("status", columns=72).out
     assert "foreign" not in narrow
     assert "published" in narrow
     lines = [line for line in narrow.splitlines() if line.startswith(("group", "friend", "─"))]

@@ -6,11 +6,9 @@ What ends by itself runs in this process, which takes a tenth of the time.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,19 +16,13 @@ import pytest
 from imsync.cli import main
 from tests.acceptance.driver import CLI, Imsync
 from tests.acceptance.inprocess import InProcess
-from tests.acceptance.test_group_cli import served
 from tests.servers import Server, eventually
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[InProcess]:
+def im(here: InProcess, server: Server) -> InProcess:
     """Made stores, and a server with the groups of `init`."""
-    here = InProcess(clean_environment)
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    yield served(here, server)
-    here.close()
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100")
 
 
 def lines_of(process: subprocess.Popen[str], number: int) -> list[dict[str, Any]]:

@@ -22,13 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from imsync.telemetry import names
 from tests.acceptance.driver import CHECKOUT, Done, Imsync, hidden_characters
+from tests.acceptance.hostile import HOSTILE
+from tests.grafana import OF_PROMETHEUS, QUERIES
 from tests.promql import parse
 from tests.servers import Server, StartServer, eventually
-from tests.unit.test_grafana import OF_PROMETHEUS, QUERIES
 
 Process = subprocess.Popen[str]
-
-HOSTILE = "\x1b[2J\x1b]52;c;QUFB\x07 \x9b31m \u202e\u2066 \r\nimsync: fine\u2028[bold red]x[/] \x00"
 
 
 def next_line(process: Process) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -46,13 +45,9 @@ def start(authority: Authority, start_server: StartServer) -> Start:
 
 
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Iterator[InProcess]:
-    here = InProcess(clean_environment, CONSUMER_HEARTBEAT_MS="200")
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    yield here
-    here.close()
+def here(here: InProcess) -> InProcess:
+    here.set(CONSUMER_HEARTBEAT_MS="200")
+    return here
 
 
 def test_everything_works_over_tls(here: InProcess, start: Start, authority: Authority) -> None:

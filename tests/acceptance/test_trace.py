@@ -11,11 +11,10 @@ import pytest
 from imsync.cli.lines import cells
 from imsync.im.user_store import UserStore
 from imsync.im.workspace import Workspace
-from tests.acceptance.driver import CLI, Imsync
+from tests.acceptance.driver import Imsync
 from tests.acceptance.inprocess import InProcess
 from tests.letters import bury, consume, edit, letters
 from tests.stores import nick, sql
-from tests.terminals import on_a_terminal
 
 NOBODY_LISTENS = "unix:///nobody/listens/here"
 
@@ -317,6 +316,6 @@ def test_it_fits_a_terminal_of_80_columns(im: InProcess, user: int) -> None:
     with im.client() as client:
         client.xreadgroup("group", "a-host-with-a-long-name.example.net.12345.abcdef", {im.stream: ">"})
     for args in (("trace", user), ("replay", "pending", "--min-idle", "0s", "--dry-run")):
-        shown = on_a_terminal([*CLI, *map(str, args)], im.environ, im.folder, columns=80)
+        shown = im.on_a_terminal(*args).out
         assert len(shown.splitlines()) > 5
         assert [line for line in shown.splitlines() if cells(line) > 80] == []

@@ -5,13 +5,7 @@ The commands run in this process, which takes a tenth of the time, except the co
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import shutil
-import struct
-import subprocess
-import termios
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,10 +16,8 @@ import pytest
 from imsync.bus import Bus
 from imsync.im.events import DESTINATION
 from imsync.im.group_store import GroupStore
-from tests.acceptance.driver import CLI, Done, Imsync
+from tests.acceptance.driver import Imsync
 from tests.acceptance.inprocess import InProcess
-from tests.acceptance.test_group_cli import served
-from tests.acceptance.test_rebuild_cli import everything
 from tests.drifting import OPTIONS, Refusing, foreign
 from tests.servers import Server, eventually
 from tests.stores import sql
@@ -35,14 +27,9 @@ MAX = 2**63 - 1
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[InProcess]:
+def im(here: InProcess, server: Server) -> InProcess:
     """Made stores and a server, with the groups of `init`; heartbeats that end soon."""
-    here = InProcess(clean_environment, CONSUMER_BLOCK_MS="50", CONSUMER_HEARTBEAT_MS="250")
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    yield served(here, server)
-    here.close()
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="50")
 
 
 def by_hand(im: Imsync, store: str, statement: str, *parameters: object) -> None:
@@ -144,7 +131,7 @@ def test_the_plan_is_printed_and_changes_nothing(im: InProcess) -> None:
     rename(im, first)
     by_hand(im, "group", "UPDATE user_profile_replica SET version = 7 WHERE user_id = ?", second)
     by_hand(im, "group", "UPDATE user_profile_replica SET version = ? WHERE user_id = ?", MAX, third)
-    before = everything(im)
+    before = im.everything()
     plan = im.json("verify", "--repair", "--dry-run", code=3)
     assert (plan["planned"], plan["touched"], plan["unrepairable"], plan["dry_run"]) == (2, 0, 1, True)
     versions = {each["user"]: (each["copy_version"], each["new_version"], each["mend"]) for each in plan["examples"]}
@@ -158,7 +145,7 @@ def test_the_plan_is_printed_and_changes_nothing(im: InProcess) -> None:
     refusal = im.run("verify", "--repair").expect(2)
     assert "nobody to ask: publish 2 users anew" in refusal.err
     assert im.json("verify", "--repair", code=2)["error"]["kind"] == "usage"
-    assert everything(im) == before
+    assert im.everything() == before
 
 
 def test_what_no_event_reaches_is_mended_by_the_rebuild_that_it_names(im: InProcess) -> None:
@@ -338,35 +325,13 @@ def test_files_that_are_refused(im: InProcess, other: InProcess, tmp_path: Path,
 # ── on a terminal ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def on_terminal(im: Imsync, *args: str, answer: str = "") -> tuple[int, list[str]]:
-    """Runs a command on a terminal of 80 columns; its exit code, and the lines that it wrote."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    process = subprocess.Popen(
-        [*CLI, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=im.folder, env=im.environ | {"TERM": "xterm"}
-    )
-    os.close(theirs)
-    os.write(ours, answer.encode())
-    written = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-    except OSError:  # the last process has closed it
-        pass
-    os.close(ours)
-    done = Done(args, process.wait(timeout=30), written.decode(), "")
-    return done.code, done.out.replace("\r", "").splitlines()
-
-
 def test_a_terminal_of_80_columns_shows_whole_ids(im: InProcess) -> None:
     users = members(im)[:4]
     rename(im, users[0])
     by_hand(im, "group", "UPDATE user_profile_replica SET version = 12345678 WHERE user_id = ?", users[1])
     by_hand(im, "group", "UPDATE user_profile_replica SET version = ? WHERE user_id = ?", MAX, users[2])
     by_hand(im, "friend", "UPDATE user_profile_replica SET nick_name = 'x' WHERE user_id = ?", users[3])
-    code, lines = on_terminal(im, "verify", "--repair", answer="n\n")
-    assert code == 1
-    screen = [line.rpartition("\x1b[")[2].lstrip("0123456789;?Km") if "\x1b" in line else line for line in lines]
+    screen = im.on_a_terminal("verify", "--repair", answer="n\n").expect(1).out.splitlines()
     for user in users:
         assert any(line.split()[:1] == [str(user)] for line in screen), screen
     assert [line for line in screen if len(line.rstrip()) > 80 and "[y/N]" not in line] == []  # the echo is elsewhere

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import select
 import signal
-import struct
 import subprocess
-import termios
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -165,68 +159,11 @@ def test_a_reader_that_goes_away_ends_it(inside: Imsync) -> None:
 # ── on a terminal ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Terminal:
-    """A command on a terminal of its own. `seen` is everything that it was sent."""
-
-    def __init__(self, im: Imsync, args: tuple[str, ...], columns: int, lines: int) -> None:
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        self.process = subprocess.Popen(
-            [*CLI, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=im.folder,
-            env=im.environ | {"TERM": "xterm-256color", "NO_COLOR": "1"}, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
-        os.close(theirs)
-        self._written = b""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError):  # EIO: the other side is closed
-            while chunk := os.read(self._ours, 65536):
-                self._written += chunk
-
-    @property
-    def seen(self) -> str:
-        return self._written.decode(errors="replace")
-
-    def plain(self) -> str:
-        """Without what moves the cursor."""
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.seen).replace("\r", "")
-
-    def press(self, keys: bytes) -> None:
-        os.write(self._ours, keys)
-
-    def end(self) -> int:
-        code = self.process.wait(20)
-        self._reader.join(20)
-        os.close(self._ours)
-        return code
-
-
-@contextlib.contextmanager
-def terminal(im: Imsync, *args: str, columns: int = 80, lines: int = 40) -> Iterator[Terminal]:
-    shown = Terminal(im, args, columns, lines)
-    try:
-        yield shown
-    finally:
-        if shown.process.poll() is None:
-            shown.process.kill()
-            shown.end()
-
-
-def on_a_terminal(im: Imsync, *args: str, columns: int = 80) -> str:
-    """What a command that ends by itself shows."""
-    with terminal(im, *args, columns=columns) as shown:
-        shown.end()
-        return shown.plain()
-
-
 def test_on_a_terminal_it_is_drawn_until_control_c(stores: Imsync, start_server: StartServer) -> None:
     im, server = InProcess.of(stores), start_server(appendonly=True)
     im.set(URL=server.url)
     im.ok("publish", "user-update", "--count", 30)
-    with terminal(im, *WATCH) as shown:
+    with im.terminal(*WATCH) as shown:
         eventually(lambda: "edits/s" in shown.plain())
         im.ok("publish", "user-update", "--count", 30)
         eventually(lambda: re.search("[▂-█]", shown.plain()))  # a bar that is not the lowest
@@ -253,7 +190,7 @@ def test_what_is_hostile_is_harmless_on_a_screen(inside: Imsync) -> None:
         client.xreadgroup("group", name, {im.stream: ">"})
         client.set(im.keys.alive("group", name), json.dumps({"host": name, "pid": 1, "since": 1}))
         client.set(im.keys.vitals("group", name), json.dumps({"last_error": name, "last_error_ms": 2**62, "events": 1}))
-    with terminal(im, *WATCH, "--count", "2") as shown:
+    with im.terminal(*WATCH, "--count", "2") as shown:
         assert shown.end() == 0
     for hidden in ("\x1b]52", "\x07", "\u202e"):
         assert hidden not in shown.seen

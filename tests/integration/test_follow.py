@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imsync.bus.connection import Endpoint
-from imsync.bus.entry import Entry, id_parts
-from imsync.bus.follow import BLOCK_MS, PAGE, Back, Lost, follow, id_before
-from imsync.bus.retention import NO_LIMIT, id_after
+from imsync.bus.entry import Entry, id_after, id_before, id_parts
+from imsync.bus.follow import BLOCK_MS, PAGE, Interrupted, Resumed, follow
+from imsync.bus.retention import NO_LIMIT
 from imsync.bus.retry import Backoff
 from imsync.bus.stream import Stream
 from imsync.errors import RedisRefused, RedisUnreachable
@@ -69,7 +69,7 @@ class Following:
 
     def __init__(self, stream: Stream, start: str, sleep: Callable[[float], object] = time.sleep) -> None:
         self.seen: list[bytes | None] = []
-        self.trouble: list[Lost | Back] = []
+        self.trouble: list[Interrupted | Resumed] = []
         self._pages = follow(stream, start, on_trouble=self.trouble.append, backoff=QUICK, sleep=sleep)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -98,8 +98,8 @@ def test_a_server_that_goes_away_and_comes_back(any_kind: str, start_server: Sta
     following.join()
     assert following.seen == [b"1", b"end"]
     lost, back = following.trouble
-    assert isinstance(lost, Lost)
-    assert isinstance(back, Back)
+    assert isinstance(lost, Interrupted)
+    assert isinstance(back, Resumed)
     assert back.after is not None
     assert id_parts(back.after) < id_parts(last)
 
@@ -128,7 +128,7 @@ def test_a_stream_that_was_made_anew_is_read_from_its_start(
     connect(server).append(b"end")
     following.join()
     assert following.seen == [b"1", b"2", b"end"]
-    assert following.trouble[1:] == [Back(None)]
+    assert following.trouble[1:] == [Resumed(None)]
 
 
 def test_who_waits_for_an_end_is_told(start_server: StartServer, connect: Connect) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from imsync.bus import inspection
+from imsync.bus.entry import id_after
 from imsync.bus.inspection import ConsumerView, view_consumers, view_group, view_groups, view_retention
 from imsync.bus.liveness import Life
 from imsync.bus.publisher import PublishIncomplete
-from imsync.bus.retention import Retention, id_after
+from imsync.bus.retention import Retention
 from imsync.errors import GroupMissing
 from tests.consumers import GROUP, Rig
 

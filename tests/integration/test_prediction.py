@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-
-import pytest
 
 from imsync.bus.codec import encode
 from imsync.bus.entry import FIELD, Entry
@@ -18,22 +16,10 @@ from imsync.bus.processor import decode_entry
 from imsync.errors import DataError
 from imsync.im.events import IMBaseEvent
 from imsync.im.prediction import Predicted, Predictor
-from tests.projections import FRIEND, GROUP, Kind, Store, deliver, everything, tombstone, update
+from tests.projections import Kind, Store, deliver, everything, tombstone, update
 
 USERS = 6
 VERSIONS = 8
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
-
-
-@pytest.fixture
-def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
-    with closing(kind.make(tmp_path / "copies.db", create=True)) as made:
-        yield made
 
 
 def entry(event: IMBaseEvent, entry_id: str = "1-0") -> Entry:

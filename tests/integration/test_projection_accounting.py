@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from datetime import timedelta
 from itertools import pairwise
@@ -23,7 +23,6 @@ from imsync.im.group_store import GroupStore
 from imsync.store.settlement import MAX_SOURCES, key_of
 from tests.projections import (
     BEGAN,
-    FRIEND,
     GROUP,
     Kind,
     Store,
@@ -34,18 +33,6 @@ from tests.projections import (
     update,
 )
 from tests.stores import sql
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
-
-
-@pytest.fixture
-def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
-    with closing(kind.make(tmp_path / "copies.db", create=True)) as made:
-        yield made
 
 
 def settled(store: Store) -> dict[bytes, str]:

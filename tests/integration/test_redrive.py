@@ -62,8 +62,7 @@ class World:
 
     @property
     def binding(self) -> Binding:
-        stream, keys = self.bus.stream(DESTINATION), self.bus.keys(DESTINATION)
-        return Binding(self.bus.client, stream, keys, "group", self.store)
+        return self.bus.binding(DESTINATION, "group", self.store)
 
     def publish(self, *events: IMBaseEvent) -> None:
         self.bus.publish_many(events)
@@ -213,8 +212,7 @@ def test_the_generation_is_noted_so_that_an_older_copy_is_refused(world: World, 
     later = world.bus.client.zscore(world.bus.keys(DESTINATION).store("group"), world.store.store_id)
     assert later == noted + 1 == world.store.generation
     with closing(GroupStore(tmp_path / "copy.db")) as copy:
-        stream, keys = world.bus.stream(DESTINATION), world.bus.keys(DESTINATION)
-        assert isinstance(Binding(world.bus.client, stream, keys, "group", copy).mismatch(), StoreMismatch)
+        assert isinstance(world.bus.binding(DESTINATION, "group", copy).mismatch(), StoreMismatch)
 
 
 def test_a_letter_that_somebody_else_took_is_gone(world: World) -> None:

@@ -20,16 +20,10 @@ from imsync.errors import StoreMismatch, StoreUnusable
 from imsync.im.events import IMBaseEvent
 from imsync.store.settlement import DEAD, SQL
 from imsync.store.settling import PRUNE_LIMIT
-from tests.projections import FRIEND, GROUP, Kind, Store, deliver, everything, update
+from tests.projections import GROUP, Kind, Store, deliver, everything, update
 from tests.stores import sql
 
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from imsync.errors import StoreUnusable, UsageError
 from imsync.im.events import UserDeleted, UserUpdated
 from imsync.im.outbox import ALL_PLACES
 from imsync.im.user_store import OutboxBacklog, Profile, ProfileEdit, UserStore
-from tests.stores import GONE, MIA, NOAH, PEOPLE, nick, outbox_events, sql
+from tests.stores import GONE, MIA, NOAH, PEOPLE, latest_event, nick, outbox_events, sql
 
 
 @pytest.fixture
@@ -226,14 +226,14 @@ def test_the_outbox_from_waiting_to_sent(path: Path) -> None:
     assert [(row.seq, row.user_id) for row in rows] == [(1, 1), (2, 2), (3, 1)]
     assert [row.body for row in rows] == [body for (body,) in sql(path, "SELECT body FROM outbox ORDER BY seq")]
     assert [row.seq for row in store.unsent(1, after_seq=1)] == [2]
-    assert store.latest_event(1) == (3, None)
+    assert latest_event(store, 1) == (3, None)
     assert store.mark_sent([(1, "5-0"), (3, "5-1"), (3, "5-2")]) == 2  # a repeat counts once
     assert store.mark_sent([(1, "9-9")]) == 0
     assert [row.seq for row in store.unsent(10)] == [2]
     assert (store.published(), store.backlog().unsent) == (2, 1)
-    assert store.latest_event(1) == (3, "5-1")
+    assert latest_event(store, 1) == (3, "5-1")
     assert sql(path, "SELECT entry_id, sent_ms FROM outbox WHERE seq = 1") == [("5-0", now[0])]
-    assert store.latest_event(3) is None
+    assert latest_event(store, 3) is None
     now[0] = 0  # a clock that was set back
     assert store.backlog() == OutboxBacklog(1, 0.0)
     store.close()

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from imsync.bus.clock import time_of
 from imsync.bus.codec import MAX_BODY_BYTES
 from imsync.bus.entry import FIELD, Entry
 from imsync.bus.envelope import Envelope, look
-from imsync.cli.event_format import LETTERS, compiled, published_at, values
+from imsync.cli.event_format import LETTERS, compiled, values
 from imsync.errors import UsageError
 
 BODY = (
@@ -56,7 +57,7 @@ def test_what_stands_for_nothing_is_refused(format: str) -> None:
 
 def test_an_id_beyond_all_times_has_none() -> None:
     assert written("%T %c %a", entry_id=f"{2**64 - 1}-0") == "- - -\n"
-    assert published_at(f"{2**64 - 1}-0") is None
+    assert time_of(f"{2**64 - 1}-0") is None
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,19 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from imsync.telemetry import names
+from tests.grafana import DASHBOARD, FOLDER, OF_PROMETHEUS, PANELS, QUERIES, alerts
 from tests.promql import Query, parse
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "grafana"
-DASHBOARD: dict[str, Any] = json.loads((FOLDER / "imsync.json").read_text(encoding="ascii"))
-PANELS = DASHBOARD["panels"]
 OF_OTHERS: dict[str, set[str]] = {
     "process_cpu_seconds_total": set(),
     "process_resident_memory_bytes": set(),
     "node_textfile_mtime_seconds": {"file"},
 }
 """What Prometheus' own client and node_exporter serve."""
-
-OF_PROMETHEUS = {"instance", "job"}
-"""Labels that the scrape gives."""
 
 
 def known() -> dict[str, set[str]]:
@@ -37,25 +30,6 @@ def known() -> dict[str, set[str]]:
         for sample in metric.samples:
             found[sample] = {*metric.labels, *(["le"] if sample.endswith("_bucket") else [])}
     return found
-
-
-def dashboard_queries() -> list[str]:
-    found = [target["expr"] for panel in PANELS for target in panel.get("targets", [])]
-    return [re.sub(r"\[\$__rate_interval\]", "[5m]", expr) for expr in found]
-
-
-def alerts() -> list[dict[str, str]]:
-    """The rules: a file of one line per key, so that no parser of YAML is needed to read it."""
-    rules: list[dict[str, str]] = []
-    for line in (FOLDER / "alerts.yml").read_text(encoding="ascii").splitlines():
-        if found := re.fullmatch(r"      (- | {2})(\w+): (.+)", line):
-            if found[1] == "- ":
-                rules.append({})
-            rules[-1][found[2]] = found[3]
-    return rules
-
-
-QUERIES = [*dashboard_queries(), *(rule["expr"] for rule in alerts())]
 
 
 @pytest.mark.parametrize("expression", QUERIES)

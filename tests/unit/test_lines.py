@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.entry import LAST_ID, is_entry_id
+from imsync.bus.clock import time_of
+from imsync.bus.entry import LAST_ID, id_before, is_entry_id
 from imsync.bus.glimpse import MAX_TEXT, Glimpse, glimpse
-from imsync.bus.history import before
-from imsync.cli.lines import aligned, cells, fold, shorten
-from imsync.cli.positions import time_of
-from imsync.cli.render import safe
+from imsync.cli.lines import cells, fold, shorten
+from imsync.cli.render import Grid, console, fitted, safe
 from tests.acceptance.driver import hidden_characters
 
 NOW_MS = 1_800_000_000_000
@@ -35,20 +35,29 @@ def test_a_shortened_text_fits(text: str, columns: int) -> None:
     assert shown == safe(text) or shown.endswith("…")
 
 
-def test_columns_are_aligned_and_only_one_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imsync.cli.lines.width", lambda: 30)
-    rows = [("a", 1, "x" * 100), ("長", 1000, "short")]
-    assert list(aligned(("name", "#n", "what"), rows)) == [
+def test_a_table_that_is_too_wide_has_one_column_cut() -> None:
+    grid = Grid(("name", "#n", "what"), [("a", 1, "so " * 30), ("長", 1000, "short")], flexible="what")
+    assert drawn(grid, columns=30) == [
         "name     n  what",
-        "a        1  " + "x" * 17 + "…",
+        "─" * 30,
+        "a        1  so so so so so so…",
         "長    1000  short",
     ]
+    assert len(drawn(replace(grid, flexible=""), columns=30)) > 4, "without one its cells wrap"
+
+
+def drawn(grid: Grid, columns: int) -> list[str]:
+    out = io.StringIO()
+    terminal = console(out)
+    terminal.width = columns
+    terminal.print(fitted(grid, columns))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def test_times_and_neighbours_of_ids() -> None:
     assert time_of("1795420800000-5") == "2026-11-23T08:00:00.000+00:00"
     assert time_of(LAST_ID) is time_of(None) is None
-    assert [before(each) for each in ("5-3", "5-0", "5", "0-1", "0-0")] == [
+    assert [id_before(each) for each in ("5-3", "5-0", "5", "0-1", "0-0")] == [
         "5-2",
         f"4-{2**64 - 1}",
         f"4-{2**64 - 1}",

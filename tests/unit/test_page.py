@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from imsync.cli.page import Drift, Report, page
 from imsync.cli.samples import Point, point_of, read
 from imsync.errors import UsageError
 from imsync.store.settlement import percentiles, upper_edge_ms
+from tests.pages import EVIL, check
 
 NOW = 1_795_000_000.0
-EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)></style></svg>&lt; \x1b[2J\u202e\x00\udcfe"
 
 
 def sample(name: str = "group", at: float = NOW, **more: Any) -> dict[str, Any]:
@@ -62,62 +61,6 @@ def report(*samples: Mapping[str, Any], **more: Any) -> str:
         "upper_edge_ms": upper_edge_ms, "drift": Drift(users=1, rows=2), "zone": UTC,
     }  # fmt: skip
     return page(Report(**(values | more)))
-
-
-class Parsed(HTMLParser):
-    """What a browser makes of it: elements, attributes, text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.style = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "polyline", "rect", "line"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] == ["style"]:
-            self.style += data
-        else:
-            self.text += data
-
-
-ELEMENTS = set(
-    re.findall(
-        r"\w+",
-        "html head meta title style body main header h1 h2 h3 p span b small div figure figcaption i svg polyline rect "
-        "line table thead tbody tr th td code footer",
-    )
-)
-ATTRIBUTES = set(
-    re.findall(
-        r"[\w-]+",
-        "lang charset http-equiv content name class viewbox preserveaspectratio role aria-label aria-hidden points "
-        "x y width height x1 x2 y1 y2",
-    )
-)
-
-
-def check(text: str) -> Parsed:
-    """That it is whole, and holds nothing that loads or runs."""
-    parsed = Parsed(text)
-    assert parsed.open == [], "every element is closed"
-    assert {tag for tag, _ in parsed.elements} <= ELEMENTS
-    assert {name for _, attributes in parsed.elements for name in attributes} <= ATTRIBUTES
-    assert not re.search(r"url\(|@import|expression|https?:", parsed.style)
-    return parsed
 
 
 def test_a_page_loads_nothing_and_says_so_to_the_browser() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, Ids, Reasons, Since, UserId, count_letters
+from imsync.cli.letters import Reasons, Since, count_letters
 from imsync.cli.run import Run
+from imsync.cli.selection import Group, Ids, UserId
 
 if TYPE_CHECKING:
     from imsync.bus.redrive import Redriven
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 BATCH = 100
 """The most letters per transaction."""
 SHOWN = 50
+"""How many letters that stay are named."""
 
 Planned = dict[str, "list[PlannedLetter]"]
+"""By service, what is planned."""
+Results = dict[tuple[str, str], "Redriven"]
+"""What became of the letters, by service and id."""
 
 
 def dead(
@@ -46,7 +52,8 @@ def dead(
     with its reason, and the exit code is 1. Killed in between, it is a repeat the next time and changes nothing.
     """
     from imsync.cli.confirm import confirm
-    from imsync.cli.letters import chosen, services
+    from imsync.cli.letters import chosen
+    from imsync.cli.selection import services
 
     wanted_services = services(group)
     wanted = chosen(run, id, reason, user, since)
@@ -55,40 +62,37 @@ def dead(
     for service in wanted_services:
         if planned := _plan(run, service, wanted, batch, limit):
             plans[service] = planned
-    count = sum(map(len, plans.values()))
     if not run.as_json:
-        _print_plan(plans)
-    results: dict[tuple[str, str], Redriven] = {}
+        _print_plan(run, plans)
+    results: Results = {}
     if plans and not dry_run:
-        confirm(run, f"redrive {count_letters(count)}?", yes=yes)
+        confirm(run, f"redrive {count_letters(sum(map(len, plans.values())))}?", yes=yes)
         results = _redrive(run, plans, batch, rate)
     tally = Counter(_outcome(each) for each in results.values())
-    stay = tally["bad"] + tally["failed"]
-    data: dict[str, object] = {
-        "planned": count,
+    if run.as_json:
+        run.out.row(_summary(plans, results, tally, dry_run=dry_run))
+    else:
+        _print_end(plans, results, tally, dry_run=dry_run, any_meant=not wanted.is_everything)
+    if tally["bad"] or tally["failed"]:
+        raise typer.Exit(1)
+
+
+def _summary(plans: Planned, results: Results, tally: Counter[str], *, dry_run: bool) -> dict[str, object]:
+    return {
+        "planned": sum(map(len, plans.values())),
         "applied": tally["applied"],
         "superseded": tally["superseded"],
         "duplicates": tally["duplicate"],
         "gone": tally["gone"],
-        "dead": stay,
+        "dead": tally["bad"] + tally["failed"],
         "failed": tally["failed"],
         "dry_run": dry_run,
+        "entries": [
+            _described(service, each, results.get((service, each.id)))
+            for service, planned in plans.items()
+            for each in planned
+        ],
     }
-    if run.as_json:
-        run.out.row(
-            data
-            | {
-                "entries": [
-                    _described(service, each, results.get((service, each.id)))
-                    for service, planned in plans.items()
-                    for each in planned
-                ]
-            }
-        )
-    else:
-        _print_end(data, plans, results, any_meant=not wanted.is_everything)
-    if stay:
-        raise typer.Exit(1)
 
 
 def _plan(run: Run, service: str, wanted: LetterFilter, batch: int, limit: int | None) -> list[PlannedLetter]:
@@ -97,31 +101,26 @@ def _plan(run: Run, service: str, wanted: LetterFilter, batch: int, limit: int |
     Raises:
         StoreUnusable, StoreMismatch: it has letters, and its store cannot take them.
     """
-    from imsync.bus.binding import Binding
     from imsync.im.events import DESTINATION
     from imsync.im.redrive import plan
 
     letters = run.bus.dead_letters(DESTINATION, service)
     if not letters.length():
         return []
-    store = run.workspace.projection(service)
-    try:
+    with closing(run.workspace.projection(service)) as store:
         planned = plan(letters, store, wanted, batch=batch, limit=limit)
-        stream, keys = run.bus.stream(DESTINATION), run.bus.keys(DESTINATION)
-        refused = Binding(run.bus.client, stream, keys, service, store).mismatch() if planned else None
-    finally:
-        store.close()
+        refused = run.bus.binding(DESTINATION, service, store).mismatch() if planned else None
     if refused:
         raise refused
     return planned
 
 
-def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> dict[tuple[str, str], Redriven]:
+def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> Results:
     """Redrives what was planned. A signal ends it after the batch at hand."""
     from imsync.cli.signals import stopping
 
     stop = threading.Event()
-    results: dict[tuple[str, str], Redriven] = {}
+    results: Results = {}
     with (
         stopping(stop.set, deadline_seconds=run.settings.consumer.stop_deadline_seconds),
         run.out.progress("redriving", sum(map(len, plans.values()))) as advance,
@@ -139,20 +138,18 @@ def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> dict[t
 
 
 def _redriven(run: Run, service: str, planned: list[PlannedLetter], batch: int) -> Iterator[list[Redriven]]:
-    from imsync.bus.binding import Binding
     from imsync.bus.codec import Decoder
     from imsync.bus.redrive import Redrive
     from imsync.im.events import DESTINATION
     from imsync.im.redrive import batches
 
-    store = run.workspace.projection(service)
-    binding = Binding(run.bus.client, run.bus.stream(DESTINATION), run.bus.keys(DESTINATION), service, store)
-    binding.check()
-    letters = run.bus.dead_letters(DESTINATION, service)
-    redrive = Redrive(letters, decoder=Decoder(store.events), handler=store, binding=binding)
-    for ids in batches(planned, batch):
-        yield redrive.run(ids)
-    store.close()
+    with closing(run.workspace.projection(service)) as store:
+        binding = run.bus.binding(DESTINATION, service, store)
+        binding.check()
+        letters = run.bus.dead_letters(DESTINATION, service)
+        redrive = Redrive(letters, decoder=Decoder(store.events), handler=store, binding=binding)
+        for ids in batches(planned, batch):
+            yield redrive.run(ids)
 
 
 def _outcome(redriven: Redriven) -> str:
@@ -178,17 +175,12 @@ def _described(service: str, planned: PlannedLetter, redriven: Redriven | None) 
     }
 
 
-def _print_plan(plans: Planned) -> None:
-    from imsync.cli.lines import aligned
-
+def _print_plan(run: Run, plans: Planned) -> None:
     listed = [(service, each) for service, planned in plans.items() for each in planned]
     if not listed:
         return
-    rows = [(service, e.id, e.user or "-", e.version or "-", e.reason, _foreseen(e)) for service, e in listed[:SHOWN]]
-    for line in aligned(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible=4):
-        print(line)
-    if len(listed) > SHOWN:
-        print(f"… and {len(listed) - SHOWN:,} more")
+    rows = [(service, e.id, e.user or "-", e.version or "-", e.reason, _foreseen(e)) for service, e in listed]
+    run.out.plan(("group", "letter", "#user", "#v", "reason", "predicted"), rows, flexible="reason")
     foretold = Counter(str(each.prediction.outcome) for _, each in listed)
     print(f"{count_letters(len(listed))}; predicted: {_told(foretold)}")
 
@@ -200,29 +192,26 @@ def _foreseen(planned: PlannedLetter) -> str:
     return "still bad" if planned.prediction.reason and same else foreseen(planned.prediction)
 
 
-def _print_end(
-    data: dict[str, object], plans: Planned, results: dict[tuple[str, str], Redriven], *, any_meant: bool
-) -> None:
-    from imsync.cli.lines import fold
+def _print_end(plans: Planned, results: Results, tally: Counter[str], *, dry_run: bool, any_meant: bool) -> None:
+    from imsync.cli.lines import say
 
     if not plans:
         print("no dead letters match" if any_meant else "no dead letters")
         return
-    if data["dry_run"]:
+    if dry_run:
         print("dry run: nothing was changed")
         return
     stay = [(service, each) for (service, _), each in results.items() if _outcome(each) in ("bad", "failed")]
     for service, each in stay[:SHOWN]:
-        for line in fold(f"{service} {each.id} stays: {each.reason}: {each.message}"):
-            print(line)
+        say(f"{service} {each.id} stays: {each.reason}: {each.message}")
     if len(stay) > SHOWN:
         print(f"… and {len(stay) - SHOWN:,} more stay")
     if any(_outcome(each) == "bad" for _, each in stay):
-        hint = "imsync dead show says why one stays, imsync verify whether a copy lacks it"
-        hint += "; imsync dead purge lets go of it"
-        for line in fold(hint):
-            print(line)
-    print(_told(Counter(_outcome(each) for each in results.values())))
+        say(
+            "imsync dead show says why one stays, imsync verify whether a copy lacks it; "
+            "imsync dead purge lets go of it"
+        )
+    print(_told(tally))
 
 
 def _told(tally: Counter[str]) -> str:

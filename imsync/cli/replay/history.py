@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imsync.cli import positions
-from imsync.cli.letters import Group
 from imsync.cli.run import Run
+from imsync.cli.selection import Group, check_user, services
 
 if TYPE_CHECKING:
     from imsync.bus.binding import Binding
@@ -42,7 +43,7 @@ class _Planned:
     seek: str | None = None
 
     def described(self) -> dict[str, object]:
-        from imsync.cli.positions import time_of
+        from imsync.bus.clock import time_of
 
         return {
             "group": self.group,
@@ -89,8 +90,8 @@ def from_(
     that its group refuses is refused here too: `imsync rebuild group` or `imsync rebuild friend` fills it.
     """  # fmt: skip
     from imsync.cli.confirm import confirm
-    from imsync.cli.letters import check_user, services
     from imsync.errors import UsageError
+    from imsync.im.wording import counted
 
     wanted = services(group)
     check_user(user)
@@ -107,7 +108,22 @@ def from_(
     if work and not dry_run:
         confirm(run, _question(work, seek=seek), yes=yes)
         totals = _seek(run, work) if seek else _apply(run, work, part)
-    data: dict[str, object] = {
+    if run.as_json:
+        run.out.row(_summary(plans, totals, part, dry_run=dry_run))
+    elif not work:
+        print("nothing to replay")
+    elif dry_run:
+        print("dry run: nothing was changed")
+    elif seek:
+        print(f"moved {counted(totals['moved'], 'group')}")
+    else:
+        print(_told(totals) or "nothing was done")
+    if totals["failed"]:
+        raise typer.Exit(1)
+
+
+def _summary(plans: list[_Planned], totals: Counter[str], part: Part, *, dry_run: bool) -> dict[str, object]:
+    return {
         "planned": sum(each.plan.entries for each in plans),
         "applied": totals["applied"],
         "superseded": totals["superseded"],
@@ -118,21 +134,10 @@ def from_(
         "moved": totals["moved"],
         "from": part.start,
         "to": part.end,
-        "user": user,
+        "user": part.user,
         "dry_run": dry_run,
+        "groups": [each.described() for each in plans],
     }
-    if run.as_json:
-        run.out.row(data | {"groups": [each.described() for each in plans]})
-    elif not work:
-        print("nothing to replay")
-    elif dry_run:
-        print("dry run: nothing was changed")
-    elif seek:
-        print(f"moved {totals['moved']} group{'' if totals['moved'] == 1 else 's'}")
-    else:
-        print(_told(totals) or "nothing was done")
-    if totals["failed"]:
-        raise typer.Exit(1)
 
 
 def _part(run: Run, start: str, to: str | None, user: int | None) -> Part:
@@ -154,7 +159,7 @@ def _part(run: Run, start: str, to: str | None, user: int | None) -> Part:
 
 
 def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
-    from imsync.bus.history import before
+    from imsync.bus.entry import id_before
     from imsync.bus.inspection import view_group
     from imsync.errors import GroupMissing, UsageError
     from imsync.im.events import DESTINATION
@@ -163,10 +168,10 @@ def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
     stream = run.bus.stream(DESTINATION)
     view = view_group(run.bus, DESTINATION, service)
     store, binding = _store(run, service)
-    try:
+    with closing(store):
         if refused := binding.mismatch():
             raise refused
-        target = before(part.start) if seek else None
+        target = id_before(part.start) if seek else None
         if target is not None:
             if not view.exists:
                 raise GroupMissing(f"there is no group {service}", f"imsync consume {service} makes it")
@@ -179,8 +184,6 @@ def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
         info = stream.info()
         with run.out.progress(f"reading {service}", None) as advance:
             found = plan(stream, store, part, _batch(run), on_entries=advance)
-    finally:
-        store.close()
     return _Planned(
         service, found, view.last_delivered_id, view.pending, len(view.alive), _is_trimmed(info, part), target
     )
@@ -201,12 +204,10 @@ def _is_after(one: str, other: str) -> bool:
 
 
 def _store(run: Run, service: str) -> tuple[ProfileProjection, Binding]:
-    from imsync.bus.binding import Binding
     from imsync.im.events import DESTINATION
 
     store = run.workspace.projection(service)
-    keys = run.bus.keys(DESTINATION)
-    return store, Binding(run.bus.client, run.bus.stream(DESTINATION), keys, service, store)
+    return store, run.bus.binding(DESTINATION, service, store)
 
 
 def _batch(run: Run) -> int:
@@ -228,14 +229,14 @@ def _apply(run: Run, work: list[_Planned], part: Part) -> Counter[str]:
     ):
         for planned in work:
             store, binding = _store(run, planned.group)
-            binding.check()
-            for entries, done in reapplying.run(stream, store, part, _batch(run), binding):
-                totals.update(done)
-                advance(entries)
-                if stop.is_set():
-                    run.out.note("stopped: run it again, what is done is a repeat then")
-                    return totals
-            store.close()
+            with closing(store):
+                binding.check()
+                for entries, done in reapplying.run(stream, store, part, _batch(run), binding):
+                    totals.update(done)
+                    advance(entries)
+                    if stop.is_set():
+                        run.out.note("stopped: run it again, what is done is a repeat then")
+                        return totals
     return totals
 
 
@@ -250,11 +251,13 @@ def _seek(run: Run, work: list[_Planned]) -> Counter[str]:
 
 
 def _question(work: list[_Planned], *, seek: bool) -> str:
+    from imsync.im.wording import counted
+
     groups = " and ".join(each.group for each in work)
     if seek:
         return f"set group {groups} back?" if len(work) == 1 else f"set groups {groups} back?"
     entries = sum(each.plan.entries for each in work)
-    return f"apply {entries:,} {'entry' if entries == 1 else 'entries'} once more?"
+    return f"apply {counted(entries, 'entry', 'entries')} once more?"
 
 
 def _told(counts: Counter[str]) -> str:
@@ -263,11 +266,12 @@ def _told(counts: Counter[str]) -> str:
 
 
 def _print_plan(planned: _Planned, part: Part) -> None:
-    from imsync.cli.lines import fold
-    from imsync.cli.positions import time_of
+    from imsync.bus.clock import time_of
+    from imsync.cli.lines import say
+    from imsync.im.wording import counted
 
     plan, group = planned.plan, planned.group
-    lines = [f"group {group}: {plan.entries:,} {'entry' if plan.entries == 1 else 'entries'}"]
+    lines = [f"group {group}: {counted(plan.entries, 'entry', 'entries')}"]
     if plan.entries:
         lines += [
             f"  from {plan.first_id}  {time_of(plan.first_id) or ''}",
@@ -293,5 +297,4 @@ def _print_plan(planned: _Planned, part: Part) -> None:
         lines.append("  this would change nothing: the store has settled these events, or newer ones")
     for line in lines:
         indent = line[: len(line) - len(line.lstrip())]
-        for folded in fold(line.strip(), indent):
-            print(folded)
+        say(line.strip(), indent)

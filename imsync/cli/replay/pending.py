@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.letters import Group, check_ids, services
 from imsync.cli.run import Run
+from imsync.cli.selection import Group, check_ids, services
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from imsync.bus.replay import Planned, Selection
     from imsync.im.prediction import Prediction
 
-SHOWN = 50
-"""How many rows of a plan are printed."""
 NOTHING = {False: "nothing is pending", True: "nothing to replay"}
 
 _YES = {True: "yes", False: "no"}
@@ -54,7 +52,7 @@ def pending(
         for each, prediction in zip(planned, _predict(run, service, planned), strict=True)
     ]
     if not run.as_json:
-        _print(entries)
+        _print(run, entries)
     totals = dict.fromkeys(("planned", *OUTCOMES), 0)
     for service, planned in plans.items():
         totals["planned"] += len(planned)
@@ -71,8 +69,7 @@ def pending(
         raise typer.Exit(1)
 
 
-def _print(entries: Sequence[dict[str, object]]) -> None:
-    from imsync.cli.lines import aligned
+def _print(run: Run, entries: Sequence[dict[str, object]]) -> None:
     from imsync.cli.render import seconds
 
     if not entries:
@@ -80,13 +77,10 @@ def _print(entries: Sequence[dict[str, object]]) -> None:
     rows = [
         (e["group"], e["id"], e["owner"], _YES[bool(e["owner_alive"])], seconds(float(str(e["idle_seconds"]))),
          e["deliveries"], e["predicted_reason"] or e["predicted"])
-        for e in entries[:SHOWN]
+        for e in entries
     ]  # fmt: skip
     titles = ("group", "entry", "owner", "alive", "#idle", "#deliveries", "predicted")
-    for line in aligned(titles, rows, flexible=2):
-        print(line)
-    if len(entries) > SHOWN:
-        print(f"… and {len(entries) - SHOWN:,} more")
+    run.out.plan(titles, rows, flexible="owner")
 
 
 def _tell_what_is_left_alone(run: Run, services: list[str], min_idle: str) -> bool:
