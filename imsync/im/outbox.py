@@ -118,6 +118,10 @@ class Outbox:
         """How many events were published, since the store was made. Those that were lost count when sent again."""
         return self._counter("published")
 
+    def written(self) -> int:
+        """How many events there are: those that were published, and those that wait."""
+        return int(self._database.query(SQL["written"])[0][0])
+
     def latest_event(self, user_id: int) -> tuple[int, str | None] | None:
         """The version and the entry id (None: not sent yet) of a user's newest event that the outbox remembers."""
         rows = self._database.query(SQL["latest_of_user"], (user_id,))
