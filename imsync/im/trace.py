@@ -268,15 +268,10 @@ def _service(
     stage = _stage(store, newest, seen)
     copies = None if store is None else _copies(store, source, [each.event for each in events])
     found = ServiceTrace(
-        name,
-        stage,
-        seen.holder if seen else None,
-        len(seen.view.alive) if seen else None,
-        seen.letters if seen else None,
-        copies,
-        Standing.UNKNOWN,
-    )
-    if copies and copies.version > source.version and users.state(source.key) != source:  # it was edited meanwhile
+        name, stage, seen.holder if seen else None, len(seen.view.alive) if seen else None,
+        seen.letters if seen else None, copies, Standing.UNKNOWN,
+    )  # fmt: skip
+    if copies and copies.version > source.version and users.state(source.key) != source:
         standing, what, remedy = Standing.ON_ITS_WAY, "the user is being edited", ""
     else:
         standing, what, remedy = _judged(found, source, newest)
@@ -326,14 +321,9 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
     return Copies(
-        state.version,
-        state.deleted,
-        sum(contents.values()),
-        state.stale_rows,
-        tuple(RowsAt(*each) for each in at),
-        overrides,
-        right,
-    )
+        state.version, state.deleted, sum(contents.values()), state.stale_rows, tuple(RowsAt(*each) for each in at),
+        overrides, right,
+    )  # fmt: skip
 
 
 def _versions(source: SourceState, events: Sequence[RememberedEvent]) -> dict[int, SourceState]:
@@ -350,6 +340,10 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
         return Standing.UNKNOWN, f"the {name} store is not here", f"imsync trace {user}, where {name}.db is"
     if copies.right:
         return _letters_left(found, user)
+    if copies.deleted and not source.deleted:
+        what = f"{name} has a tombstone of version {copies.version}, which no event passes, and the source lives"
+        touched = "" if source.version > copies.version else f"{repair}, then "
+        return Standing.WRONG, what, f"{touched}imsync rebuild {name}"
     if copies.version > source.version:
         what = f"{name} has version {copies.version}, newer than the source: was user.db restored from a backup?"
         return Standing.WRONG, what, "imsync verify"

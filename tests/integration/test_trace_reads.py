@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from imsync.im.causes import Cause
+from imsync.im.causes import Cause, Mend
 from imsync.im.trace import MAX_LOOKS, ServiceTrace, Standing, trace
 from tests.drifting import World, make_world
 from tests.servers import Server
-from tests.stores import GONE, MIA
+from tests.stores import GONE, MIA, nick
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class EditedMeanwhile:
 
 
 def test_a_user_that_is_edited_meanwhile_is_looked_at_again(world: World) -> None:
-    found = trace(world.users, {"group": EditedMeanwhile(world, 2)}, world.bus, MIA.id)  # type: ignore[dict-item]
+    found = trace(world.users, {"group": EditedMeanwhile(world, 2)}, world.bus, MIA.id)
     (service,) = found.services
     assert (found.profile.version, service.standing, service.what) == (3, Standing.IN_STEP, "")
 
@@ -73,3 +73,15 @@ def test_rows_that_differ_from_what_is_applied_have_met_its_event(world: World) 
     world.group_sql("UPDATE im_group_member SET user_nick_name = 'x' WHERE user_id = 1")
     assert world.found() == {Cause.EDITED: 1}
     assert traced(world, MIA.id).what == "1 row of group differs from version 2, which is applied"
+
+
+@pytest.mark.parametrize("version", [1, 2, 9])
+def test_no_event_passes_a_tombstone_so_none_is_on_its_way(world: World, version: int) -> None:
+    world.group_sql("UPDATE user_profile_replica SET deleted = 1, version = ? WHERE user_id = 1", version)
+    world.edit(nick(MIA.id, "Mia 2"))
+    service = traced(world, MIA.id)
+    assert service.standing is Standing.WRONG
+    assert service.what == f"group has a tombstone of version {version}, which no event passes, and the source lives"
+    rebuild, repair = "imsync rebuild group", "imsync verify --repair --user 1"
+    assert service.remedy == (rebuild if version < 2 else f"{repair}, then {rebuild}")
+    assert (world.verify(keys=[MIA.id]).mends["group", Mend.REBUILD] == 1) == (version < 2)
