@@ -8,6 +8,7 @@ of a batch: a listener that looks into them pays for it itself.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -19,6 +20,8 @@ from imsync.bus.outcome import Outcome
 log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
+
+_TRACE_CONTEXT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +286,7 @@ class TraceSource(Protocol):
 class Telemetry:
     """Tells events to listeners. True when there are any.
 
-    A listener that raises harms nobody: the first time it is logged.
+    A listener that raises, or gives what is no trace context, harms nobody: the first time it is logged.
 
     Args:
         listeners: each is told every event, in this order.
@@ -313,6 +316,8 @@ class Telemetry:
         for source in self._trace_sources if event.traceparent is None else ():
             try:
                 if traceparent := source.traceparent(event):
+                    if not _TRACE_CONTEXT.fullmatch(traceparent):  # every reader would refuse the event for it
+                        raise ValueError("no W3C trace context")
                     return event.model_copy(update={"traceparent": traceparent})
             except Exception:
                 self._note_failure(source, "traceparent")

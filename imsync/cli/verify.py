@@ -214,12 +214,15 @@ def _keys(
     """The ids to compare; None for all."""
     import random
 
+    from imsync.bus.event import MAX_INT
     from imsync.errors import UsageError
     from imsync.im.sample import sample_ids
+    from imsync.im.verify import FIRST_KEY
 
     if user:
         for key in user:
-            if users.state(key) is None and all(each.state(key) is None for each in projections):
+            is_id = FIRST_KEY < key <= MAX_INT
+            if not is_id or (users.state(key) is None and all(each.state(key) is None for each in projections)):
                 raise UsageError(f"nobody knows a user {key}", "the ids are in the table im_user of user.db")
         return sorted(set(user))
     if sample:

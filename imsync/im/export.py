@@ -275,7 +275,8 @@ class ExportedCopies:
 
 
 def _line(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    # SQLite keeps bytes in a column of texts too, where somebody wrote some by hand; as text they differ all the same
+    return json.dumps(value, separators=(",", ":"), default=repr).encode() + b"\n"
 
 
 def _described(projection: Copies, state: CopyState) -> dict[str, object]:

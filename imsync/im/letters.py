@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from imsync.bus.codec import Decoder
 from imsync.bus.dead_letter import DeadLetterRecord
 from imsync.bus.entry import FIELD
+from imsync.bus.event import Event
 from imsync.bus.glimpse import glimpse
 from imsync.bus.redrive import letters, original
 from imsync.bus.stream import Stream
@@ -70,16 +72,17 @@ class ReadLetter:
     about: About
 
 
-def look(letter: DeadLetterRecord, projection: Projection | None) -> About:
+def look(letter: DeadLetterRecord, projection: Projection | None, decoder: Decoder[Event] | None = None) -> About:
     """What a letter is about.
 
     Args:
         projection: its group's store; None where that cannot be read.
+        decoder: see `Predictor`.
     """
     seen = glimpse(letter.raw.get(FIELD))
     if projection is None:
         return About(seen.type, seen.subject, seen.sequence, None, None, None)
-    predictor = Predictor(projection)
+    predictor = Predictor(projection, decoder)
     (prediction,) = predictor.predict([original(letter)])
     if prediction.event is not None:
         event = prediction.event
@@ -94,6 +97,7 @@ def look(letter: DeadLetterRecord, projection: Projection | None) -> About:
 
 def select(dead: Stream, projection: Projection | None, wanted: LetterFilter) -> Iterator[ReadLetter]:
     """The dead letters that are meant, the oldest first. Reads them in pages."""
+    decoder: Decoder[Event] | None = None if projection is None else Decoder(projection.events)
     digits = None if wanted.user is None else str(wanted.user).encode()
     start = "-" if wanted.since_ms is None else str(max(0, wanted.since_ms))
     for letter in letters(dead, start):
@@ -103,6 +107,6 @@ def select(dead: Stream, projection: Projection | None, wanted: LetterFilter) ->
             continue
         if digits is not None and digits not in letter.raw.get(FIELD, b""):
             continue  # a number that is not there as such cannot be the user of a valid event either
-        about = look(letter, projection)
+        about = look(letter, projection, decoder)
         if wanted.user is None or about.user == wanted.user:
             yield ReadLetter(letter, about)

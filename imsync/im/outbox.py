@@ -118,6 +118,10 @@ class Outbox:
         """How many events were published, since the store was made. Those that were lost count when sent again."""
         return self._counter("published")
 
+    def written(self) -> int:
+        """How many events there are: those that were published, and those that wait."""
+        return int(self._database.query(SQL["written"])[0][0])
+
     def events_of(self, user_id: int, limit: int = 100) -> list[RememberedEvent]:
         """A user's newest events that the outbox remembers, the newest first."""
         return [RememberedEvent(*row) for row in self._database.query(SQL["of_user"], (user_id, limit))]

@@ -224,7 +224,7 @@ def _group(
     view = view_group(bus, DESTINATION, service)
     view = replace(view, members=tuple(replace(each, name=shown(each.name)) for each in view.members))
     known = stores.asked(service, partial(_known, projection)) if projection else None
-    at_most = stores.asked("user", partial(_at_most, users)) if users else None
+    at_most = stores.asked("user", users.written) if users else None
     refused = stores.asked(service, partial(_refused, bus, service, projection)) if projection else None
     if known is None:
         place = stores.place_of(service)
@@ -240,11 +240,6 @@ def _group(
 
 def _known(projection: ProfileProjection) -> tuple[Tallies, Percentiles, Histogram]:
     return projection.tallies(), projection.staleness(), projection.staleness_by_hour()
-
-
-def _at_most(users: UserStore) -> int:
-    unsent = users.backlog().unsent
-    return unsent + users.published()
 
 
 def _refused(bus: Bus, service: str, projection: ProfileProjection) -> StoreMismatch | None:

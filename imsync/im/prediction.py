@@ -17,7 +17,7 @@ from imsync.bus.event import MAX_INT, Event
 from imsync.bus.processor import decode_entry
 from imsync.errors import DataError
 from imsync.im.gate import newest
-from imsync.store.projection import Projection
+from imsync.store.projection import Projection, Versioned
 from imsync.store.settlement import DEAD
 
 
@@ -66,11 +66,14 @@ class Prediction:
 class Predictor:
     """Plays batches of entries against a projection, one after the other: what the first would change, the next ones
     find. Memory grows with the number of different keys and events that were played.
+
+    Args:
+        decoder: of the projection's events, where there is one already; to make one takes as long as a prediction.
     """
 
-    def __init__(self, projection: Projection) -> None:
+    def __init__(self, projection: Projection, decoder: Decoder[Event] | None = None) -> None:
         self._projection = projection
-        self._decoder: Decoder[Event] = Decoder(projection.events)
+        self._decoder: Decoder[Event] = decoder or Decoder(projection.events)
         self._gates: dict[int, int] = {}
         self._versions: dict[int, int] = {}
         self._settled: set[bytes] = set()
@@ -133,7 +136,13 @@ class Predictor:
     def _gate(self, key: int) -> int:
         """The version up to which nothing takes effect: the applied one; any, after a tombstone."""
         if key not in self._gates:
-            state = self._projection.state(key)
-            self._versions[key] = state.version if state else 0
-            self._gates[key] = MAX_INT if state and state.deleted else self._versions[key]
+            version, is_deleted = self._applied(key)
+            self._versions[key] = version
+            self._gates[key] = MAX_INT if is_deleted else version
         return self._gates[key]
+
+    def _applied(self, key: int) -> tuple[int, bool]:
+        if isinstance(self._projection, Versioned):
+            return self._projection.applied(key)
+        state = self._projection.state(key)
+        return (state.version, state.deleted) if state else (0, False)

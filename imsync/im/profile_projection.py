@@ -204,6 +204,11 @@ class ProfileProjection(SettlingStore):
         found = self._database.query(self.sql["all_states"], (key - 1, 1))
         return _state(found[0]) if found and found[0][0] == key else None
 
+    def applied(self, key: int) -> tuple[int, bool]:
+        """The applied version of a user, 0 for none, and whether it is deleted. Looks at no rows."""
+        found = self._replicas({key}).get(key)
+        return (found.version, bool(found.deleted)) if found else (0, False)
+
     def contents(self, key: int) -> dict[tuple[str, ...], int]:
         """What the rows that copy a user hold, as (nick_name, head_image), and how many of them hold it."""
         return {tuple(content): n for *content, n in self._database.query(self.sql["contents"], (key,))}

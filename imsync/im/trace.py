@@ -13,20 +13,22 @@ from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from imsync.bus.bus import Bus
-from imsync.bus.codec import Decoder
 from imsync.bus.entry import id_parts
 from imsync.bus.inspection import GroupView, view_group
-from imsync.errors import DataError, GroupMissing, InfrastructureError, UsageError
-from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
+from imsync.errors import GroupMissing, InfrastructureError, UsageError
+from imsync.im.causes import difference
+from imsync.im.events import DESTINATION
 from imsync.im.letters import LetterFilter, select
 from imsync.im.outbox import RememberedEvent
 from imsync.im.user_store import Profile, UserStore
+from imsync.im.verify import state_of
 from imsync.im.wording import counted
 from imsync.store.projection import CopyState, Projection, SourceState
 from imsync.store.settlement import COVERED, DEAD, LOST, key_of
 
 EVENTS = 20
 """How many of a user's newest events are looked at."""
+MAX_LOOKS = 5
 
 
 class Stage(StrEnum):
@@ -191,7 +193,7 @@ class _Seen:
 
 
 def trace(users: UserStore, projections: Mapping[str, Projection | None], bus: Bus, user_id: int) -> Trace:
-    """Follows a user. Reads only.
+    """Follows a user, once more if it is edited meanwhile. Reads only.
 
     Args:
         projections: by the names of their groups; None where the store cannot be read here.
@@ -200,7 +202,18 @@ def trace(users: UserStore, projections: Mapping[str, Projection | None], bus: B
         UsageError: there is no such user.
         StoreUnusable: a store cannot be read.
     """
-    source, profile = users.state(user_id), users.profiles([user_id]).get(user_id)
+    source = users.state(user_id)
+    for _ in range(MAX_LOOKS):
+        before, found = source, _follow(users, projections, bus, user_id, source)
+        if (source := users.state(user_id)) == before:
+            break
+    return found
+
+
+def _follow(
+    users: UserStore, projections: Mapping[str, Projection | None], bus: Bus, user_id: int, source: SourceState | None
+) -> Trace:
+    profile = users.profiles([user_id]).get(user_id)
     if source is None or profile is None:
         raise UsageError(f"there is no user {user_id}", "the ids are in the table im_user of user.db")
     edited_ms = users.edited_ms(user_id) or 0
@@ -220,7 +233,7 @@ def trace(users: UserStore, projections: Mapping[str, Projection | None], bus: B
         TracedEvent(event, None if existing is None or event.entry_id is None else event.entry_id in existing)
         for event in events
     )
-    services = tuple(_service(name, store, source, traced, seen.get(name)) for name, store in projections.items())
+    services = tuple(_service(name, each, source, traced, seen.get(name), users) for name, each in projections.items())
     return Trace(profile, edited_ms, traced, error, services)
 
 
@@ -245,21 +258,24 @@ def _look(bus: Bus, group: str, store: Projection | None, user_id: int, newest: 
 
 
 def _service(
-    name: str, store: Projection | None, source: SourceState, events: Sequence[TracedEvent], seen: _Seen | None
+    name: str,
+    store: Projection | None,
+    source: SourceState,
+    events: Sequence[TracedEvent],
+    seen: _Seen | None,
+    users: UserStore,
 ) -> ServiceTrace:
     newest = events[0] if events else None
     stage = _stage(store, newest, seen)
     copies = None if store is None else _copies(store, source, [each.event for each in events])
     found = ServiceTrace(
-        name,
-        stage,
-        seen.holder if seen else None,
-        len(seen.view.alive) if seen else None,
-        seen.letters if seen else None,
-        copies,
-        Standing.UNKNOWN,
-    )
-    standing, what, remedy = _judged(found, source, newest)
+        name, stage, seen.holder if seen else None, len(seen.view.alive) if seen else None,
+        seen.letters if seen else None, copies, Standing.UNKNOWN,
+    )  # fmt: skip
+    if copies and copies.version > source.version and users.state(source.key) != source:
+        standing, what, remedy = Standing.ON_ITS_WAY, "the user is being edited", ""
+    else:
+        standing, what, remedy = _judged(found, source, newest)
     return ServiceTrace(name, stage, found.holder, found.alive, found.letters, copies, standing, what, remedy)
 
 
@@ -290,7 +306,6 @@ def _stage(store: Projection | None, newest: TracedEvent | None, seen: _Seen | N
 def _copies(store: Projection, source: SourceState, events: Sequence[RememberedEvent]) -> TracedCopies:
     state = store.state(source.key) or CopyState(source.key, 0, False, (), 0, 0)
     contents = store.contents(source.key)
-    expected = store.expected(source)
     known = {version: store.expected(each) for version, each in _versions(source, events).items()}
     if state.version:
         known.setdefault(state.version, state.content)
@@ -303,38 +318,19 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     for content, number in contents.items():
         version_of = versions.get(content)
         rows[version_of] = rows.get(version_of, 0) + number
-    both_deleted = state.deleted and source.deleted  # of two tombstones none is newer
-    same_version = state.version == source.version or (both_deleted and state.version > 0)
-    same = same_version and (state.deleted, state.content) == (source.deleted, expected)
-    right = same and state.stale_rows == 0
+    right = difference(source, state, store.expected(source)) is None
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
     return TracedCopies(
-        state.version,
-        state.deleted,
-        sum(contents.values()),
-        state.stale_rows,
-        tuple(RowsAt(*each) for each in at),
-        overrides,
-        right,
-    )
+        state.version, state.deleted, sum(contents.values()), state.stale_rows, tuple(RowsAt(*each) for each in at),
+        overrides, right,
+    )  # fmt: skip
 
 
 def _versions(source: SourceState, events: Sequence[RememberedEvent]) -> dict[int, SourceState]:
     """The states of the user that are known, by their versions: those that the outbox remembers, and the one now."""
-    decoder: Decoder[IMBaseEvent] = Decoder([UserUpdated, UserDeleted])
-    found: dict[int, SourceState] = {}
-    for remembered in events:
-        try:
-            event = decoder.decode(remembered.body)
-        except DataError:
-            continue
-        fields = ("nick_name", "head_image", "head_image_thumb")
-        if isinstance(event, IMBaseEvent):
-            content = {name: str(getattr(event, name, "")) for name in fields}
-            found[event.version] = SourceState(source.key, event.version, event.final, content)
-    found[source.version] = source
-    return found
+    states = map(state_of, events)
+    return {state.version: state for state in states if state is not None} | {source.version: source}
 
 
 def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None) -> tuple[Standing, str, str]:
@@ -345,17 +341,20 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
         return Standing.UNKNOWN, f"the {name} store is not here", f"imsync trace {user}, where {name}.db is"
     if copies.right:
         return _letters_left(found, user)
+    if copies.deleted and not source.deleted:
+        what = f"{name} has a tombstone of version {copies.version}, which no event passes, and the source lives"
+        touched = "" if source.version > copies.version else f"{repair}, then "
+        return Standing.WRONG, what, f"{touched}imsync rebuild {name}"
     if copies.version > source.version:
         what = f"{name} has version {copies.version}, newer than the source: was user.db restored from a backup?"
         return Standing.WRONG, what, "imsync verify"
-    if copies.deleted and not source.deleted:
-        # no event passes a tombstone, and a rebuild wants a source that is newer
-        rebuild = f"imsync rebuild {name}"
-        remedy = rebuild if source.version > copies.version else f"{repair}, then {rebuild}"
-        return Standing.WRONG, f"{name} has a tombstone, which no event passes, and the source lives", remedy
+    version = f"version {source.version}"
+    if copies.version == source.version:
+        wrong = sum(each.rows for each in copies.at if each.version != source.version)
+        rows = f"1 row of {name} differs" if wrong == 1 else f"{wrong:,} rows of {name} differ"
+        return Standing.WRONG, f"{rows if wrong else f'{name} differs'} from {version}, which is applied", repair
     entry_id = newest.event.entry_id if newest else None
     again = f"imsync replay from {entry_id} --to {entry_id} --user {user} --group {name}"
-    version = f"version {source.version}"
     match found.stage:
         case Stage.WAITING:
             return Standing.ON_ITS_WAY, f"{version} waits in the outbox", "imsync relay"
@@ -381,10 +380,6 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
             return Standing.WRONG, f"{version} was given up by group {name}, and its letter is gone", repair
         case Stage.LOST | Stage.UNSETTLED:
             return Standing.WRONG, f"{version} never reached group {name}, and the stream has lost it", repair
-    wrong = sum(each.rows for each in copies.at if each.version != source.version)
-    if copies.version == source.version and wrong:
-        rows = f"1 row of {name} differs" if wrong == 1 else f"{wrong:,} rows of {name} differ"
-        return Standing.WRONG, f"{rows} from {version}, which is applied", repair
     return Standing.WRONG, f"{name} differs from {version}, and no event is on its way", repair
 
 

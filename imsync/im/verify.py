@@ -317,7 +317,7 @@ class _Side:
 
     def _said(self, events: Iterable[RememberedEvent]) -> set[tuple[str, ...]]:
         """What a right copy holds after each of these events."""
-        states = (_state_of(event) for event in events)
+        states = (state_of(event) for event in events)
         return {self._projection.expected(state) for state in states if state is not None}
 
     def _is_on_its_way(self, key: int, way: Whereabouts) -> None:
@@ -371,7 +371,7 @@ def _decoder() -> Decoder[IMBaseEvent]:
     return Decoder((UserUpdated, UserDeleted))
 
 
-def _state_of(event: RememberedEvent) -> SourceState | None:
+def state_of(event: RememberedEvent) -> SourceState | None:
     """The source as it was at an event; None when that cannot be read."""
     try:
         said = _decoder().decode(event.body)

@@ -127,3 +127,14 @@ class FailureLog(Protocol):
         ids.
         """
         ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """What a projection may offer besides: how far a key is, without a look at the rows that copy it, which may be very
+    many. Otherwise it is asked for the whole `state`.
+    """
+
+    def applied(self, key: int, /) -> tuple[int, bool]:
+        """The applied version of a key, 0 for none, and whether it is deleted."""
+        ...

@@ -312,7 +312,8 @@ class SettlingStore:
                 copies.append((key, received.entry_id))
             elif key in known:
                 revived.append(Settled(key, outcome.effect, received.entry_id, source))
-                copies.append((key, received.entry_id))
+                # its letter goes after this is committed: until then it may be redriven as if it were a new one
+                copies.append((key, max(received.entry_id, f"{clock.now_ms()}-0", key=id_parts)))
             else:
                 new.append(Settled(key, outcome.effect, received.entry_id, source))
         self._record_new(connection, new)
@@ -340,8 +341,9 @@ class SettlingStore:
         """Forgets settled events of which no repeat can come any more; how many. See `imsync.bus.PrunedLog`.
 
         An event is forgotten when its newest entry is no longer in the stream, when both the event and that entry are
-        older than `settled_hours`, and when no dead letter holds it. Each call looks at the next few rows, at most
-        `PRUNE_LIMIT`, in one short transaction; as long as it returns some, there may be more.
+        older than `settled_hours`, and when no dead letter holds it. One that was dead is young again when it is
+        applied. Each call looks at the next few rows, at most `PRUNE_LIMIT`, in one short transaction; as long as it
+        returns some, there may be more.
 
         Args:
             first_id: the id of the stream's first entry.

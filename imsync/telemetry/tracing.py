@@ -125,11 +125,13 @@ class Tracing:
             return
         now = self._clock_ns()
         common = {**_operation("process", _destination(batch.stream)), **_consuming(batch)}
-        for delivery, outcome in zip(batch.deliveries, batch.outcomes, strict=True):
-            if delivery.event.traceparent is not None:
-                self._process_one(delivery, outcome, common, around, now)
-        around.span.set_attributes({"imsync.applied": batch.applied, "imsync.dead": batch.dead})
-        self._end(batch)
+        try:
+            for delivery, outcome in zip(batch.deliveries, batch.outcomes, strict=True):
+                if delivery.event.traceparent is not None:
+                    self._process_one(delivery, outcome, common, around, now)
+            around.span.set_attributes({"imsync.applied": batch.applied, "imsync.dead": batch.dead})
+        finally:
+            self._end(batch)  # a span processor may raise, and the batch must not stay current
 
     def _process_one(
         self, delivery: Received[Any], outcome: Outcome, common: dict[str, Any], around: _Batch, now: int

@@ -186,6 +186,23 @@ def test_seek_never_moves_forward_over_what_was_not_delivered(im: InProcess) -> 
     im.run("replay", "from", "start", "--seek", "--group", "group", "--yes").expect(4)
 
 
+def test_nor_when_somebody_sets_it_back_further_before_the_question_is_answered(
+    im: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits(im, 3)
+    consume(im, "group")
+    ids = entry_ids(im)
+
+    def answered(*args: object, **more: object) -> None:
+        with im.client() as client:
+            client.xgroup_setid(im.stream, "group", "0")
+
+    monkeypatch.setattr("imsync.cli.confirm.confirm", answered)
+    im.run("replay", "from", ids[2], "--seek", "--group", "group").expect(2)
+    with im.client() as client:
+        assert client.xinfo_groups(im.stream)[1]["last-delivered-id"] == b"0-0"
+
+
 def test_a_refused_store_is_refused_and_rebuild_is_named(im: InProcess) -> None:
     edits(im, 1)
     consume(im, "group")

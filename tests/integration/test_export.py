@@ -66,6 +66,16 @@ def test_a_file_holds_what_the_store_does(world: World, tmp_path: Path) -> None:
             assert copies.contents(key) == world.groups.contents(key)
 
 
+@pytest.mark.parametrize("row", ["im_group_member SET user_nick_name", "user_profile_replica SET nick_name"])
+def test_bytes_that_somebody_wrote_into_a_text_are_told_as_text_and_differ(
+    world: World, tmp_path: Path, row: str
+) -> None:
+    world.rename(MIA, "Mia 2")
+    world.group_sql(f"UPDATE {row} = x'00ff' WHERE user_id = 1")
+    assert world.found() == {Cause.EDITED: 1}
+    assert against(world, exported(world, tmp_path / "file")).causes == {Cause.EDITED: 1}
+
+
 def test_keys_are_found_in_a_large_file(tmp_path: Path, server: Server) -> None:
     people = [Profile(n * n, f"u{n}", "n" * (n % 200), "", "") for n in range(1, 2500)]
     with ExitStack() as stack:

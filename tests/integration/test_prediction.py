@@ -143,3 +143,26 @@ def test_the_projection_tells_how_events_were_settled(kind: Kind, store: Store) 
     assert store.settled([]) == {}
     many = [update(4, 1).event_id.bytes for _ in range(1100)]
     assert store.settled([*many, applied.event_id.bytes]).keys() == {applied.event_id.bytes}
+
+
+def test_the_rows_of_a_user_are_not_counted_for_a_prediction(kind: Kind, store: Store) -> None:
+    """There may be a hundred thousand of them, and as many dead letters about that user."""
+    deliver(kind, store, update(1, 2), tombstone(2, 3))
+    statements: list[str] = []
+    store._database._connection.set_trace_callback(statements.append)  # type: ignore[union-attr]
+    assert predicted(store, [entry(update(1, 1)), entry(update(2, 4)), entry(update(3, 1))]) == [
+        "superseded", "superseded", "applied",
+    ]  # fmt: skip
+    assert statements
+    assert not any(kind.table in each for each in statements)
+
+
+def test_without_a_shorter_way_the_whole_state_is_asked_for(kind: Kind, store: Store) -> None:
+    class Plain:
+        events, settled, state = store.events, store.settled, store.state
+
+    deliver(kind, store, update(1, 2), tombstone(2, 3))
+    predictor = Predictor(Plain())  # type: ignore[arg-type]
+    assert [predictor.version(each) for each in (1, 2, 3)] == [2, 3, 0]
+    assert [predictor.supersedes(each, 9) for each in (1, 2, 3)] == [False, True, False]
+    assert [store.applied(each) for each in (1, 2, 3)] == [(2, False), (3, True), (0, False)]

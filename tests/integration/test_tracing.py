@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -177,6 +178,23 @@ def test_the_span_of_the_batch_is_around_the_handler(rig: Rig, recording: Record
     assert [(context.trace_id, context.span_id) for context in seen] == [ids(batch)]
     assert trace.get_current_span() is outside
     assert recording.spans("process notes") == []  # these events bear no trace
+
+
+class Failing(SpanProcessor):
+    """Somebody's span processor, which fails on the spans of single events."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if span.name.startswith("process"):
+            raise ValueError("no such colour")
+
+
+def test_no_batch_stays_current_when_a_span_processor_fails(rig: Rig, recording: Recording) -> None:
+    recording.provider.add_span_processor(Failing())
+    outside = trace.get_current_span()
+    rig.bus.publish(Noted(number=1, traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+    rig.consumer(Recorder(), until_empty=True, telemetry=Telemetry([recording.listener])).run()  # in this thread
+    assert trace.get_current_span() is outside
+    assert len(recording.spans("apply notes")) == 1
 
 
 class Opinionated:

@@ -315,3 +315,17 @@ def test_what_the_outbox_remembers_of_a_user(store: UserStore, path: Path) -> No
 def test_ids_are_read_in_pages(store: UserStore) -> None:
     assert store.ids(-(2**63), 2) == [1, 2]
     assert store.ids(2, 2) == [3]
+
+
+def test_how_many_events_were_written_is_one_number_whatever_a_relay_does_meanwhile(store: UserStore) -> None:
+    """Rows that are taken back between two looks would be missing, and what was settled would be too much."""
+    store.edit_many([nick(1, "a"), nick(1, "b"), nick(2, "c")])
+    assert store.written() == 3
+    store.mark_sent([(1, "1-1"), (2, "1-2")])
+    assert (store.written(), store.published()) == (3, 2)
+    statements: list[str] = []
+    store._database._connection.set_trace_callback(statements.append)  # type: ignore[union-attr]
+    assert store.written() == 3
+    assert len(statements) == 1
+    store.take_back(2, ALL_PLACES)
+    assert (store.written(), store.published()) == (3, 1)

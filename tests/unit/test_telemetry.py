@@ -196,6 +196,12 @@ def test_the_first_source_that_has_a_place_in_a_trace_gives_it_and_none_is_repla
     assert third is mine
 
 
+@pytest.mark.parametrize("rubbish", [5, b"x", "x" * 300, TRACEPARENT + "\n", "00-\u202e"])
+def test_an_event_does_not_bear_what_its_readers_would_refuse(rubbish: Any) -> None:
+    (event,) = Telemetry([Source(rubbish), Source(TRACEPARENT)]).traced([Noted()])
+    assert event.traceparent == TRACEPARENT
+
+
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,6 +17,7 @@ from imsync.cli.selection import Group, check_user, services
 if TYPE_CHECKING:
     from imsync.bus.binding import Binding
     from imsync.bus.entry import StreamInfo
+    from imsync.bus.inspection import GroupView
     from imsync.im.profile_projection import ProfileProjection
     from imsync.im.reapplying import Part, PartPlan
 
@@ -161,7 +162,6 @@ def _part(run: Run, start: str, to: str | None, user: int | None) -> Part:
 def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
     from imsync.bus.entry import id_before
     from imsync.bus.inspection import view_group
-    from imsync.errors import GroupMissing, UsageError
     from imsync.im.events import DESTINATION
     from imsync.im.reapplying import plan
 
@@ -173,20 +173,27 @@ def _plan(run: Run, service: str, part: Part, *, seek: bool) -> _Planned:
             raise refused
         target = id_before(part.start) if seek else None
         if target is not None:
-            if not view.exists:
-                raise GroupMissing(f"there is no group {service}", f"imsync consume {service} makes it")
-            if _is_after(target, view.last_delivered_id):
-                raise UsageError(
-                    f"group {service} stands at {view.last_delivered_id}, before that point: it would never be given "
-                    "what is in between",
-                    "without --seek the part is applied now, and the group goes on where it stands",
-                )
+            _check_back(service, target, view)
         info = stream.info()
         with run.out.progress(f"reading {service}", None) as advance:
             found = plan(stream, store, part, _batch(run), on_entries=advance)
     return _Planned(
         service, found, view.last_delivered_id, view.pending, len(view.alive), _is_trimmed(info, part), target
     )
+
+
+def _check_back(service: str, target: str, view: GroupView) -> None:
+    """Makes sure that this would set the group back, and not forward."""
+    from imsync.errors import GroupMissing, UsageError
+
+    if not view.exists:
+        raise GroupMissing(f"there is no group {service}", f"imsync consume {service} makes it")
+    if _is_after(target, view.last_delivered_id):
+        raise UsageError(
+            f"group {service} stands at {view.last_delivered_id}, before that point: it would never be given what is "
+            "in between",
+            "without --seek the part is applied now, and the group goes on where it stands",
+        )
 
 
 def _is_trimmed(info: StreamInfo | None, part: Part) -> bool:
@@ -241,11 +248,14 @@ def _apply(run: Run, work: list[_Planned], part: Part) -> Counter[str]:
 
 
 def _seek(run: Run, work: list[_Planned]) -> Counter[str]:
+    from imsync.bus.inspection import view_group
     from imsync.im.events import DESTINATION
 
     stream = run.bus.stream(DESTINATION)
     for planned in work:
         if planned.seek is not None:
+            # somebody may have moved it while the question was being answered
+            _check_back(planned.group, planned.seek, view_group(run.bus, DESTINATION, planned.group))
             stream.set_position(planned.group, planned.seek)
     return Counter(moved=len(work))
 
