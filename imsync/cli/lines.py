@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
+from typing import TextIO
 
 from imsync.cli.render import safe
 
@@ -15,6 +17,14 @@ NARROWEST = 40
 def width() -> int:
     """How wide a line of stdout may be; wide where it goes to no terminal."""
     return max(NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 200
+
+
+def width_of(terminal: TextIO) -> int:
+    """How wide a terminal is that need not be stdout."""
+    try:
+        return max(NARROWEST, os.get_terminal_size(terminal.fileno()).columns)
+    except OSError:
+        return 80
 
 
 def cells(text: str) -> int:

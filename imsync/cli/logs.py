@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TextIO
 
+from imsync.cli.lines import fold, width_of
 from imsync.cli.render import safe
 
 TEXT, JSON = "text", "json"
@@ -43,8 +44,10 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        level = "" if hasattr(record, NOTE) else f"{record.levelname.lower()}: "
-        return safe(f"imsync: {level}{record.getMessage()}")
+        is_note = hasattr(record, NOTE)
+        level = "" if is_note else f"{record.levelname.lower()}: "
+        line = safe(f"imsync: {level}{record.getMessage()}")
+        return "\n".join(fold(line, columns=width_of(sys.stderr))) if is_note and sys.stderr.isatty() else line
 
 
 class _Debug(_Text):

@@ -215,7 +215,9 @@ def _follow(
 ) -> Trace:
     profile = users.profiles([user_id]).get(user_id)
     if source is None or profile is None:
-        raise UsageError(f"there is no user {user_id}", "the ids are in the table im_user of user.db")
+        raise UsageError(
+            f"there is no user {user_id}", f"imsync verify --user {user_id} says whether a service has copies of one"
+        )
     edited_ms = users.edited_ms(user_id) or 0
     events = users.events_of(user_id, EVENTS)
     newest = events[0] if events else None

@@ -115,7 +115,9 @@ def test_edits_that_a_restored_user_store_has_forgotten_are_written_off(im: Imsy
     consumed(im, "group", 40, 2)
     remove(im, "user")
     (im.data / "user.db").write_bytes(before)
-    assert im.ok("rebuild", "group", "--yes").out.endswith("left as they are: imsync verify --repair, then rebuild again\n")
+    assert im.ok("rebuild", "group", "--yes").out.endswith(
+        "left as they are: imsync verify --repair, then rebuild again\n"
+    )
     (problem,) = [each for each in im.json("status", code=3)["problems"] if each["group"] == "group"]
     assert problem["remedy"] == "imsync verify --repair, then imsync rebuild group"
     im.run("verify", "--repair", "--yes").expect(3)

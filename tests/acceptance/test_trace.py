@@ -259,7 +259,7 @@ def test_the_tombstone_of_the_living(im: InProcess, user: int) -> None:
     im.run(*shlex.split(repair)[1:], "--yes").expect(3)
     consume(im, "group", "friend")
     assert traced(im, user, code=3)["remedy"] == rebuild == "imsync rebuild group"
-    follow(im, rebuild)
+    follow(im, f"{rebuild} --yes")
     assert traced(im, user)["verdict"] == "in_step"
     assert im.json("status")["healthy"]
 
