@@ -96,6 +96,7 @@ def _exit_code(checks: Sequence[Check], overview: Overview) -> int:
     # what is about a group can be asked of Redis alone, but for its accounts
     of_stores = {"outbox_age", "conflicts", "lost", "unexplained"}
     from_redis = any(check.verdict == Verdict.UNKNOWN and check.name not in of_stores for check in checks)
+    from_redis |= any(group.accounting and group.accounting.unexplained is None for group in overview.groups)
     return 4 if overview.redis or from_redis else 5
 
 

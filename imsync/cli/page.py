@@ -183,6 +183,8 @@ def _outcomes(state: Mapping[str, Any]) -> str:
         )
         unexplained = number(group, "accounting", "unexplained")
         closed = "the user store is elsewhere: the accounts are not known"
+        if unexplained is None and number(group, "accounting", "published") is not None:
+            closed = "nobody knows how many entries wait, so the accounts cannot be closed"
         if unexplained is not None:
             closed = f"{count(int(unexplained))} events unexplained" if unexplained else "the accounts close"
         tone = "" if unexplained is None else "bad" if unexplained else "good"

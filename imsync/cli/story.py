@@ -207,7 +207,7 @@ class Story:
             taken_over=survivor["taken_over"],
             staleness=staleness,
             events_per_second=round(events_per_second, 1),
-            unexplained=sum(abs(each.unexplained) for each in accounts),
+            unexplained=sum(1 if each.unexplained is None else abs(each.unexplained) for each in accounts),
             verdict=verdict,
             seconds=round(time.monotonic() - self._began, 1),
         )

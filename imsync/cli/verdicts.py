@@ -176,7 +176,10 @@ def _group(group: GroupOverview, told: list[Problem], error: ImsyncError | None)
         "unexplained": accounting.unexplained if accounting else None,
     }
     for name, value in values.items():
-        if value is None:
+        if value is None and accounting:
+            what = f"the accounts of {view.group} cannot be closed while nobody knows how many entries wait for it"
+            yield Check(name, view.group, None, 0, Verdict.UNKNOWN, what)
+        elif value is None:
             yield _not_here(name, group) if error is None else _unknown(name, view.group, 0, error)
         else:
             yield _told(name, view.group, value, 0, problems, (name,), told)

@@ -58,7 +58,8 @@ class Accounting:
         duplicates: repeats that changed nothing.
         foreign: settled events that our outbox did not write.
         conflicts: events that contradict what was applied: a restored user store.
-        unexplained: what the numbers do not explain: 0 when the accounting closes.
+        unexplained: what the numbers do not explain: 0 when the accounting closes; None when nobody knows, because what
+            is missing may be undelivered.
     """
 
     published: int
@@ -72,7 +73,7 @@ class Accounting:
     duplicates: int
     foreign: int
     conflicts: int
-    unexplained: int
+    unexplained: int | None
 
 
 def account(
@@ -101,8 +102,10 @@ def account(
     missing = published - done
     # an entry that was lost says not whose it was: what is not missing was published again, and settled then
     lost = min(max(0, missing), sum(n for (_, outcome), n in tallies.items() if outcome == LOST))
-    on_the_way = pending + lost + (undelivered if undelivered is not None else max(0, missing))
-    unexplained = max(0, missing - on_the_way) or min(0, at_most - done)
+    not_there = max(0, missing - pending - lost)
+    unexplained: int | None = min(0, at_most - done)
+    if not unexplained and not_there:
+        unexplained = None if undelivered is None else max(0, not_there - undelivered)
     return Accounting(
         published=published,
         applied=ours(str(Effect.APPLIED)),

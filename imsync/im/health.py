@@ -109,12 +109,12 @@ def _of_accounts(
     if accounting and accounting.lost:
         entries = counted(accounting.lost, "entry", "entries")
         yield "lost", f"{service} lost {entries}, trimmed before they were applied", rebuild
-    if accounting and accounting.unexplained < 0:
+    if accounting and accounting.unexplained is not None and accounting.unexplained < 0:
         events = counted(-accounting.unexplained, "event", "events")
         what = f"{service} settled {events} more than were published: was the user store restored from a backup?"
         # a rebuild leaves alone what is ahead of the source, and the accounts open: the repair comes first
         yield "unexplained", what, f"imsync verify --repair, then {rebuild}"
-    if accounting and accounting.unexplained > 0:
+    if accounting and accounting.unexplained is not None and accounting.unexplained > 0:
         events = counted(accounting.unexplained, "unexplained event", "unexplained events")
         yield "unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}"
 

@@ -43,6 +43,7 @@ SELDOM_NULL = {
     ("imsync status", "groups[].lag"),
     ("imsync status", "groups[].lag_seconds"),
     ("imsync status", "groups[].accounting.undelivered"),
+    ("imsync status", "groups[].accounting.unexplained"),
     ("imsync group list", "lag"),
     ("imsync group list", "lag_seconds"),
     ("imsync group drop", "undelivered"),

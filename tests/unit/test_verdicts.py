@@ -31,10 +31,11 @@ def overview(
     redis: ImsyncError | None = None,
     stores: dict[str, ImsyncError] | None = None,
     unexplained: int = 0,
+    undelivered: int | None = 0,
     backlog: OutboxBacklog | None = None,
 ) -> Overview:
     """What `look` gives, with one group."""
-    accounting = account("us", unexplained, unexplained, {}, 0, 0) if stored and users else None
+    accounting = account("us", unexplained, unexplained, {}, 0, undelivered) if stored and users else None
     outcomes = Outcomes.of({}) if stored else None
     problems = judge_group(view, accounting, outcomes=outcomes)
     place = Place.HERE if stored else Place.ELSEWHERE
@@ -146,6 +147,13 @@ def test_without_the_user_store_nothing_is_fine(stored: bool) -> None:
     found, code = verdicts(overview(stored=stored, users=False))
     assert {verdict for key, verdict in found.items() if key[1] in ("lost", "unexplained", "outbox_age")} == {"unknown"}
     assert code == 5
+
+
+def test_accounts_that_may_close_or_not_are_unknown() -> None:
+    seen = overview(replace(FINE, lag=None, lag_seconds=1.0), unexplained=20_000, undelivered=None)
+    found, code = verdicts(seen)
+    assert (found["group", "unexplained"], code) == ("unknown", 4)
+    assert set(found.values()) == {"ok", "unknown"}
 
 
 def test_a_store_that_cannot_be_used_is_unknown_and_not_failed() -> None:
