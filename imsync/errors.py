@@ -61,10 +61,18 @@ class RedisUnreachable(InfrastructureError):
 
 
 class RedisRefused(InfrastructureError):
-    """Redis answered, but with a refusal: out of memory, read-only, no permission, wrong password."""
+    """Redis answered, but with a refusal: out of memory, read-only, no permission, wrong password.
+
+    Args:
+        is_about_rights: the user may not do this; somebody else may.
+    """
 
     kind = "redis_refused"
     exit_code = 4
+
+    def __init__(self, message: str, hint: str = "", *, is_about_rights: bool = False) -> None:
+        super().__init__(message, hint)
+        self.is_about_rights = is_about_rights
 
 
 class GroupMissing(InfrastructureError):

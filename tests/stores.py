@@ -10,7 +10,7 @@ from typing import Any
 
 from imsync.bus.codec import Decoder
 from imsync.im.events import IMBaseEvent, UserDeleted, UserUpdated
-from imsync.im.user_store import Profile, ProfileEdit
+from imsync.im.user_store import Profile, ProfileEdit, UserStore
 
 MIA = Profile(1, "mia", "Mia", "mia.png", "mia_t.png")
 NOAH = Profile(2, "noah", "Noah", "", "", version=41)
@@ -58,3 +58,8 @@ def tell(process: subprocess.Popen[str], line: str = "go on") -> None:
     assert process.stdin is not None
     process.stdin.write(f"{line}\n")
     process.stdin.flush()
+
+
+def latest_event(store: UserStore, user_id: int) -> tuple[int, str | None] | None:
+    """The version and the entry id (None: not sent yet) of a user's newest event that the outbox remembers."""
+    return next(((event.version, event.entry_id) for event in store.events_of(user_id, 1)), None)

@@ -7,15 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from imsync.bus.binding import Binding
 from imsync.bus.connection import Endpoint, translated
 from imsync.bus.consumer import Consumer
 from imsync.bus.event import Event
-from imsync.bus.handler import Handler
+from imsync.bus.handler import BoundStore, Handler
 from imsync.bus.keys import Keys
 from imsync.bus.options import ConsumerOptions
 from imsync.bus.processor import Counts
 from imsync.bus.publisher import Publisher
 from imsync.bus.stream import Stream
+from imsync.bus.telemetry import Listener, Telemetry
 from imsync.errors import DataError, InfrastructureError
 
 E = TypeVar("E", bound=Event)
@@ -33,30 +35,48 @@ class Bus:
         prefix: what all keys start with.
         source: the CloudEvents source of events that name none: a URI reference that names the producer.
         attempts: how often a publication is tried when the connection breaks.
+        listeners: who is told what happens in its publishers and consumers; see `imsync.bus.telemetry`.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, prefix: str = "imsync", source: str = "imsync", attempts: int = 5
+        self,
+        endpoint: Endpoint,
+        *,
+        prefix: str = "imsync",
+        source: str = "imsync",
+        attempts: int = 5,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         self.endpoint = endpoint
         self.prefix = prefix
         self.source = source
         self._attempts = attempts
+        self.telemetry = Telemetry(listeners)
+        """What its publishers and consumers tell their events to."""
         self.client = endpoint.connect()
         """The bus's own connection pool, for reading what is going on."""
         self._publishers: dict[str, Publisher] = {}
 
     @classmethod
-    def from_url(cls, url: str, *, prefix: str = "imsync", source: str = "imsync") -> Bus:
+    def from_url(
+        cls, url: str, *, prefix: str = "imsync", source: str = "imsync", listeners: Iterable[Listener] = ()
+    ) -> Bus:
         """A bus on the Redis at `url` (`redis://`, `rediss://` or `unix://`). Connects when first used.
 
         Raises:
             ConfigError: the URL is not one of Redis.
         """
-        return cls(Endpoint(url), prefix=prefix, source=source)
+        return cls(Endpoint(url), prefix=prefix, source=source, listeners=listeners)
 
     @classmethod
-    def embedded(cls, data_dir: Path | str, *, prefix: str = "imsync", source: str = "imsync") -> Bus:
+    def embedded(
+        cls,
+        data_dir: Path | str,
+        *,
+        prefix: str = "imsync",
+        source: str = "imsync",
+        listeners: Iterable[Listener] = (),
+    ) -> Bus:
         """A bus on a server of its own, kept in `data_dir` and started now unless it runs already.
 
         Raises:
@@ -64,7 +84,8 @@ class Bus:
         """
         from imsync.embedded import EmbeddedServer
 
-        return cls(Endpoint(EmbeddedServer(Path(data_dir)).start().url), prefix=prefix, source=source)
+        endpoint = Endpoint(EmbeddedServer(Path(data_dir)).start().url)
+        return cls(endpoint, prefix=prefix, source=source, listeners=listeners)
 
     def publish(self, event: Event) -> str:
         """Publishes one event to its class's destination; its entry id. Raises as `Publisher.publish`."""
@@ -82,7 +103,9 @@ class Bus:
     def publisher(self, destination: str) -> Publisher:
         """The publisher of a destination."""
         if destination not in self._publishers:
-            self._publishers[destination] = Publisher(self.stream(destination), self.source, attempts=self._attempts)
+            self._publishers[destination] = Publisher(
+                self.stream(destination), self.source, attempts=self._attempts, telemetry=self.telemetry
+            )
         return self._publishers[destination]
 
     def consumer(
@@ -110,6 +133,7 @@ class Bus:
             options=options,
             on_batch=on_batch,
             on_trouble=on_trouble,
+            telemetry=self.telemetry,
         )
 
     def keys(self, destination: str) -> Keys:
@@ -123,6 +147,10 @@ class Bus:
     def dead_letters(self, destination: str, group: str) -> Stream:
         """The stream of a group's dead letters."""
         return Stream(self.client, self.keys(destination).dead(group), str(self.endpoint))
+
+    def binding(self, destination: str, group: str, store: BoundStore) -> Binding:
+        """What ties a group to the store that its handler writes, for whoever applies events beside its consumers."""
+        return Binding(self.client, self.stream(destination), self.keys(destination), group, store)
 
     def ping(self) -> None:
         """Raises RedisUnreachable or RedisRefused unless Redis answers."""

@@ -12,21 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import redis
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from imsync.bus.tls import explain
 from imsync.errors import ConfigError, GroupMissing, ImsyncError, RedisRefused, RedisUnreachable
-
-if TYPE_CHECKING:
-    from typing import Any
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 READ_MARGIN_SECONDS = 5.0
 """How much longer than a blocking read its socket waits; a shorter timeout tears down healthy connections."""
+
+_NO_INTRODUCTION: dict[str, Any] = (
+    {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}
+)
+"""Without CLIENT SETINFO, which users of few rights may not: each time the server would note it in its ACL LOG.
+redis-py 7.2 has another name for it."""
 
 _NOT_THERE = ("NOGROUP", "UNBLOCKED", "no such key", "The XGROUP subcommand requires the key to exist")
 """How servers begin to say that a stream or a group does not exist."""
@@ -79,6 +84,7 @@ class Endpoint:
             "socket_connect_timeout": timeout_seconds or CONNECT_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),
+            **_NO_INTRODUCTION,
         }
         if self.username:
             options["username"] = self.username
@@ -124,11 +130,16 @@ def as_imsync_error(error: redis_errors.RedisError, where: str) -> ImsyncError:
     # of a pipeline, redis-py puts the command in front, and with it what the event holds
     answer = str(error).rpartition(" of pipeline caused error: ")[2]
     text = " ".join(answer.split()) or type(error).__name__
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+    if isinstance(error, redis_errors.NoPermissionError):
+        hint = "give the user what it lacks: `imsync config acl` prints what each needs"
+        return RedisRefused(f"Redis at {where} refuses access: {text}", hint, is_about_rights=True)
+    if isinstance(error, redis_errors.AuthenticationError):
         return RedisRefused(f"Redis at {where} refuses access: {text}", "check username and IMSYNC_PASSWORD")
     if isinstance(error, redis_errors.BusyLoadingError):
         return RedisUnreachable(f"Redis at {where} is loading its data", "wait until it has started")
     if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError):
+        if trouble := explain(error, where):
+            return RedisUnreachable(f"cannot reach Redis at {where}: {trouble[0]}", trouble[1])
         return RedisUnreachable(f"cannot reach Redis at {where}: {text}", "is it running? check --url / IMSYNC_URL")
     if text.startswith(_NOT_THERE):
         return GroupMissing(f"no such stream or group at {where}: {text}", "run `imsync init`, or start a consumer")

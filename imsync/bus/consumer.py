@@ -10,9 +10,8 @@ import logging
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from imsync.bus.attempts import Attempts
@@ -20,16 +19,20 @@ from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
 from imsync.bus.entry import Entry
 from imsync.bus.event import Event
+from imsync.bus.failing import Failing
 from imsync.bus.handler import Handler, SettlementLog, bound_store
 from imsync.bus.keys import Keys, check_name
 from imsync.bus.liveness import Heartbeat
+from imsync.bus.logfields import Fields
 from imsync.bus.options import ConsumerOptions, unique_name
 from imsync.bus.processor import Counts, Processor
 from imsync.bus.retention import gone_from_the_start
 from imsync.bus.stream import Stream
 from imsync.bus.suspicion import Suspicion
 from imsync.bus.takeover import TakeOver
+from imsync.bus.telemetry import ConsumerStarted, ConsumerStopped, TakenOver, Telemetry, Trouble
 from imsync.bus.upkeep import Upkeep
+from imsync.bus.vitals import Journal
 from imsync.errors import GroupMissing, InfrastructureError, LeaseTaken, RedisRefused, RedisUnreachable
 
 if TYPE_CHECKING:
@@ -50,14 +53,6 @@ _OF_REDIS = (RedisUnreachable, RedisRefused, GroupMissing, LeaseTaken)
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(slots=True)
-class _Failing:
-    """An entry on which the handler has failed: tried alone when its time comes."""
-
-    entry: Entry
-    due: float
-
-
 class Consumer(Generic[E]):
     """One member of a consumer group.
 
@@ -71,6 +66,7 @@ class Consumer(Generic[E]):
         name: this consumer's name; a unique one when None. A name that another living consumer has is waited for.
         on_batch: called after every settled batch with the counts so far.
         on_trouble: called for every failure of Redis or the store, with the seconds until the next attempt.
+        telemetry: who is told what happens. What the two calls above raise ends the consumer; a listener cannot.
     """
 
     def __init__(
@@ -86,6 +82,7 @@ class Consumer(Generic[E]):
         options: ConsumerOptions | None = None,
         on_batch: Callable[[Counts], None] | None = None,
         on_trouble: Callable[[InfrastructureError, float], None] | None = None,
+        telemetry: Telemetry | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -96,12 +93,20 @@ class Consumer(Generic[E]):
         self._handler = handler
         self._on_batch = on_batch or (lambda counts: None)
         self._on_trouble = on_trouble or (lambda error, seconds: None)
+        self._telemetry = telemetry or Telemetry()
+        self._whose = self.group, self.name, keys.stream
+        self._log = Fields(log, group=self.group, consumer=self.name)
         self._clock = clock
         self._rng = rng or random.Random()
         self._stop = threading.Event()
         self._heartbeat_seconds = self._options.heartbeat_ms / 1000
         self._heartbeat = Heartbeat(
-            endpoint, keys.alive(self.group, self.name), self._options.heartbeat_ms, self._keep_at_hand
+            endpoint,
+            keys.alive(self.group, self.name),
+            self._options.heartbeat_ms,
+            self._keep_at_hand,
+            vitals_key=keys.vitals(self.group, self.name),
+            vitals=lambda: self._journal.vitals(),
         )
         self._client = endpoint.connect(block_ms=self._options.block_ms)
         self._stream = Stream(self._client, keys.stream, str(endpoint))
@@ -121,11 +126,13 @@ class Consumer(Generic[E]):
             retry=self._options.retry,
             attempts=self._attempts,
             binding=self._binding,
+            telemetry=self._telemetry,
         )
         self.counts = self._processor.counts
+        self._journal = Journal(self.counts)
         self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
         self._at_hand_since = 0.0
-        self._failing: dict[str, _Failing] = {}
+        self._failing = Failing(self._options.retry.backoff, clock, self._rng, self._log)
         self._suspicion = Suspicion(self._stream, self.group, self._attempts)
         self._own_after: str | None = "0"  # entries that this name holds from before are drained first
         self._next_takeover = 0.0
@@ -152,6 +159,8 @@ class Consumer(Generic[E]):
         try:
             self._heartbeat.start()
             self._create_group()
+            if self._telemetry:
+                self._telemetry.emit(ConsumerStarted(*self._whose))
             while not self._done():
                 try:
                     self._step()
@@ -162,6 +171,9 @@ class Consumer(Generic[E]):
         finally:
             self._heartbeat.stop()
             self._client.close()
+            if self._telemetry:
+                counts = self.counts
+                self._telemetry.emit(ConsumerStopped(*self._whose, counts.events, counts.troubles, counts.left_pending))
         return self.counts
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────
@@ -198,18 +210,13 @@ class Consumer(Generic[E]):
     def _process(self, entries: Sequence[Entry]) -> None:
         self._at_hand, self._at_hand_since = tuple(entries), self._clock()
         failed = self._processor.process(entries)
+        self._journal.settled()
         self._at_hand = ()
         self._suspicion.forget(entry.id for entry in entries)
-        for entry in entries:
-            self._failing.pop(entry.id, None)
+        self._failing.forget(entry.id for entry in entries)
+        self._failing.add(failed)
         for failure in failed:
-            delay = self._options.retry.backoff.delay(failure.failures, self._rng)
-            self._failing[failure.entry.id] = _Failing(failure.entry, self._clock() + delay)
-            log.debug("entry %s failed %d times, again in %.1f s", failure.entry.id, failure.failures, delay)
-        for (error, where), number in Counter(
-            (each.error, each.where) for each in failed if each.failures == 1
-        ).items():
-            log.warning("the handler failed on %d events, and will be given them again: %s (%s)", number, error, where)
+            self._journal.failed(failure.error.partition(":")[0])
 
     def _look_after(self) -> None:
         """What is due besides the entries: the store's binding, marks to remove, trimming and pruning."""
@@ -254,6 +261,8 @@ class Consumer(Generic[E]):
             return []
         entries = self._takeover.take(self._room(), self._processor.give_up)
         self.counts.taken_over += len(entries)
+        if entries and self._telemetry:
+            self._telemetry.emit(TakenOver(*self._whose, len(entries)))
         if not entries:
             self._next_takeover = self._clock() + self._heartbeat_seconds
             self._holds_more()
@@ -283,18 +292,15 @@ class Consumer(Generic[E]):
         return entries
 
     def _wait_for_retries(self) -> None:
-        earliest = min((failing.due for failing in self._failing.values()), default=float("inf"))
-        if (seconds := min(POLL_SECONDS, earliest - self._clock())) > 0:
+        if (seconds := min(POLL_SECONDS, self._failing.seconds_left())) > 0:
             self._stop.wait(seconds)
 
     def _retries_due(self) -> list[Entry]:
-        now = self._clock()
-        for entry_id, failing in list(self._failing.items()):
-            if failing.due <= now:
-                if self._still_ours([entry_id]):
-                    return [failing.entry]  # alone, so that it fails nobody else
-                del self._failing[entry_id]  # taken over while this consumer seemed dead
-                self._processor.let_go([entry_id])
+        for entry in self._failing.due():
+            if self._still_ours([entry.id]):
+                return [entry]  # alone, so that it fails nobody else
+            self._failing.forget([entry.id])  # taken over while this consumer seemed dead
+            self._processor.let_go([entry.id])
         return []
 
     def _suspects_alone(self) -> list[Entry]:
@@ -321,6 +327,7 @@ class Consumer(Generic[E]):
 
     def _wait_out(self, error: InfrastructureError) -> None:
         self.counts.troubles += 1
+        self._journal.failed(error.kind)
         self._consecutive_troubles += 1
         self._last_trouble = self._clock()
         self._next_check = 0.0
@@ -333,6 +340,8 @@ class Consumer(Generic[E]):
             self._recreate_group(error)
         delay = self._options.backoff.delay(self._consecutive_troubles, self._rng)
         self._on_trouble(error, delay)
+        if self._telemetry:
+            self._telemetry.emit(Trouble(*self._whose, error.kind, error.message, self._consecutive_troubles, delay))
         self._stop.wait(delay)
 
     def _recreate_group(self, error: GroupMissing) -> None:
@@ -341,17 +350,17 @@ class Consumer(Generic[E]):
                 f"group {self.group} of {self._keys.stream} was deleted, and this handler would repeat its effects",
                 "decide where it should start, and create it with XGROUP CREATE",
             ) from error
-        log.error("group %s of %s was deleted: created again from the start", self.group, self._keys.stream)
+        self._log.error("group %s of %s was deleted: created again from the start", self.group, self._keys.stream)
         try:
             self._create_group()
         except InfrastructureError as again:
-            log.error("group %s could not be created: %s", self.group, again)
+            self._log.error("group %s could not be created: %s", self.group, again)
 
     def _create_group(self) -> None:
         # never at `$`, which would skip what was published meanwhile
         if self._stream.create_group(self.group) and (gone := gone_from_the_start(self._stream)):
             what = "the first %d entries of %s are gone: group %s must have had them, or needs a snapshot instead"
-            log.warning(what, gone, self._keys.stream, self.group)
+            self._log.warning(what, gone, self._keys.stream, self.group)
 
     # ── beside the loop ──────────────────────────────────────────────────────────────────────────────
 
@@ -380,4 +389,4 @@ class Consumer(Generic[E]):
             if self.name not in held and self._heartbeat.held and settled_down:
                 self._stream.delete_consumer(self.group, self.name)
         except InfrastructureError as error:
-            log.debug("consumer %s not deregistered: %s", self.name, error)
+            self._log.debug("consumer %s not deregistered: %s", self.name, error)

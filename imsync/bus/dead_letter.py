@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from imsync.bus.entry import Entry, Fields, Letter, id_parts
+from imsync.bus.clock import time_of
+from imsync.bus.entry import Entry, Fields, Letter
 from imsync.bus.handler import Rejected
 
 RAW = b"raw."
@@ -23,19 +24,11 @@ def letter(rejected: Rejected, entry: Entry, group: str, consumer: str, deliveri
         "deliveries": str(deliveries),
         "source_id": entry.id,
         "event_id": str(rejected.event.event_id) if rejected.event else "",
-        "published_at": _published_at(entry.id),
+        "published_at": time_of(entry.id) or "",
         "dead_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     fields = {name.encode(): value.encode(errors="replace") for name, value in about.items()}
     return Letter(entry.id, fields | {RAW + name: value for name, value in entry.fields.items()})
-
-
-def _published_at(entry_id: str) -> str:
-    """The server's time in an entry id; empty beyond what a datetime holds."""
-    try:
-        return datetime.fromtimestamp(id_parts(entry_id)[0] / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return ""
 
 
 @dataclass(frozen=True, slots=True)

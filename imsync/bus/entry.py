@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +10,12 @@ from typing import Final
 FIELD: Final = b"event"
 """The one field of an entry."""
 
+LARGEST: Final = 2**64 - 1
+"""The largest number in an entry id, before the dash and behind it."""
+
 Fields = Mapping[bytes, bytes]
+
+_ENTRY_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,34 @@ def id_parts(entry_id: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence or 0)
 
 
+def is_entry_id(text: str) -> bool:
+    """Whether Redis takes this for one: a 64-bit number of milliseconds, and one that counts within them."""
+    numbers = _ENTRY_ID.fullmatch(text)
+    return numbers is not None and all(int(each) <= LARGEST for each in numbers.groups(default="0"))
+
+
+def id_before(entry_id: str) -> str:
+    """The largest entry id below this one: a group that stands there is given this one next. 0-0 when there is none."""
+    milliseconds, sequence = id_parts(entry_id)
+    if sequence:
+        return f"{milliseconds}-{sequence - 1}"
+    return f"{milliseconds - 1}-{LARGEST}" if milliseconds else "0-0"
+
+
+def id_after(entry_id: str) -> str:
+    """The smallest entry id above this one; `LAST_ID` when there is none."""
+    milliseconds, sequence = id_parts(entry_id)
+    if sequence < LARGEST:
+        return f"{milliseconds}-{sequence + 1}"
+    return f"{milliseconds + 1}-0" if milliseconds < LARGEST else LAST_ID
+
+
 def following(entry_id: str) -> str:
     """The exclusive form of a range's start: everything after this id."""
     return f"({entry_id}"
+
+
+LAST_ID: Final = f"{LARGEST}-{LARGEST}"
+"""The largest entry id there can be."""
+AFTER_ALL: Final = following(LAST_ID)
+"""The exclusive form of a range's start behind which there can be nothing."""

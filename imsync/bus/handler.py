@@ -72,6 +72,21 @@ class SettlementLog(Protocol):
 
 
 @runtime_checkable
+class RedrivenLog(Protocol):
+    """What a settlement log may offer besides: an entry that nobody could decode is settled by its entry id, and its
+    event, once somebody could, by the event's own. Both would count.
+    """
+
+    def record_redriven(self, entry_ids: Sequence[str], /) -> None:
+        """Forgets that these entries were dead because they could not be decoded: their events are settled. May repeat.
+
+        Raises:
+            InfrastructureError: the store cannot be written.
+        """
+        ...
+
+
+@runtime_checkable
 class BoundStore(Protocol):
     """What a handler with a store of its own may offer besides: what tells that this very store is the one that its
     group has fed so far, and no other, older or second one.

@@ -54,6 +54,11 @@ class Keys:
         """The stream that carries the events."""
         return f"{self._tag}:stream"
 
+    @property
+    def all(self) -> str:
+        """The pattern of all keys of the destination, as SCAN and ACL rules take it."""
+        return f"{self._tag}:*"
+
     def dead(self, group: str) -> str:
         """The stream of a group's dead letters."""
         return f"{self._tag}:dead:{group}"
@@ -74,3 +79,7 @@ class Keys:
         """The heartbeat of one consumer: present while it lives, expired soon after it dies."""
         # a slash, which no name can hold, so that two pairs of names never share a key
         return f"{self._tag}:alive:{group}/{consumer}"
+
+    def vitals(self, group: str, consumer: str) -> str:
+        """What one consumer tells of its work: a JSON object that expires with the heartbeat."""
+        return f"{self._tag}:vitals:{group}/{consumer}"

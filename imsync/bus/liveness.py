@@ -12,14 +12,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, WatchError
 
-from imsync.bus.connection import Endpoint, behind, translated
+from imsync.bus.clock import now_ms
+from imsync.bus.connection import Endpoint, as_imsync_error, behind, translated
 from imsync.bus.keys import Keys
-from imsync.errors import InfrastructureError
+from imsync.bus.vitals import Vitals, name_in, number_in, read_object
+from imsync.errors import InfrastructureError, RedisRefused
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -41,6 +44,8 @@ class Heartbeat:
         key: the consumer's heartbeat key.
         interval_ms: time between two beats; the key expires after `MISSED_BEATS` of them.
         on_beat: called from the thread after every beat, with the connection's client.
+        vitals_key: where the consumer tells of its work; empty for nowhere.
+        vitals: what it tells, asked for after every beat.
     """
 
     def __init__(
@@ -49,8 +54,14 @@ class Heartbeat:
         key: str,
         interval_ms: int,
         on_beat: Callable[[Redis], None] = lambda client: None,
+        *,
+        vitals_key: str = "",
+        vitals: Callable[[], Vitals] = Vitals,
     ) -> None:
         self._key = key
+        self._vitals_key = vitals_key
+        self._vitals = vitals
+        self._vitals_refused = False
         self._interval_ms = interval_ms
         self._lasts_ms = interval_ms * MISSED_BEATS
         self._on_beat = on_beat
@@ -59,7 +70,8 @@ class Heartbeat:
         self._client = endpoint.connect(timeout_seconds=max(interval_ms / 1000, SHORTEST_TIMEOUT_SECONDS))
         self.token = os.urandom(8).hex()
         """What tells this process from others that have or had the name."""
-        self._value = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": self.token}).encode()
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": self.token}
+        self._value = json.dumps(mine | {"since": now_ms()}).encode()
         self.holder: Mapping[str, Any] = {}
         """Who has the name when it is not ours: host and pid."""
         self.held = False
@@ -91,7 +103,9 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            self._guarded(lambda pipeline: pipeline.delete(self._key))
+            if self._guarded(lambda pipeline: pipeline.delete(self._key)) and self._vitals_key:
+                with translated(self._where):
+                    self._client.delete(self._vitals_key)
         except InfrastructureError as error:
             log.debug("heartbeat not removed, it will expire: %s", error)
         self._client.close()
@@ -137,7 +151,7 @@ class Heartbeat:
                 pipeline.watch(self._key)
                 current = pipeline.get(self._key)
                 if current not in (None, self._value):
-                    self.holder = _read(current)
+                    self.holder = read_object(current)
                     return False
                 pipeline.multi()
                 command(pipeline)
@@ -149,23 +163,72 @@ class Heartbeat:
                     continue
                 return True
 
+    def _tell(self) -> None:
+        """Tells of the consumer's work, while the name is ours. A server at `maxmemory`, or one that does not grant the
+        key, refuses at every beat: that is noted once.
+        """
+        if not (self._vitals_key and self.held):
+            return
+        try:
+            with translated(self._where):
+                self._client.set(self._vitals_key, self._vitals().encoded(), px=self._lasts_ms)
+        except RedisRefused as error:
+            if not self._vitals_refused:
+                log.debug("the consumer cannot tell of its work: %s", error)
+            self._vitals_refused = True
+        else:
+            self._vitals_refused = False
+
     def _run(self) -> None:
         while not self._stop.wait(self._interval_ms / 1000):
             try:
                 self._beat()
                 self._on_beat(self._client)
+                self._tell()
             except InfrastructureError as error:
                 log.debug("heartbeat missed: %s", error)  # the reading loop reports the same trouble loudly
             except Exception:
                 log.exception("heartbeat missed")  # must not end the thread, and with it this consumer's life
 
 
-def _read(value: bytes | str) -> dict[str, Any]:
-    try:
-        read = json.loads(value)
-    except ValueError:
-        read = None
-    return read if isinstance(read, dict) else {}
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A consumer that has a heartbeat. What its process has not told, or nobody can read, is None.
+
+    Args:
+        host, pid: where it runs.
+        since_ms: since when it has its name, in unix milliseconds, by its own clock.
+        vitals: what it tells of its work.
+    """
+
+    host: str | None
+    pid: int | None
+    since_ms: int | None
+    vitals: Vitals | None
+
+
+def lives(client: Redis, keys: Keys, group: str, consumers: Sequence[str], where: str) -> dict[str, Life | None]:
+    """For each consumer, what is known of its life; None for the dead. One round trip."""
+    if not consumers:
+        return {}
+    pipeline = client.pipeline(transaction=False)
+    for name in consumers:
+        for key in (keys.alive(group, name), keys.vitals(group, name)):
+            pipeline.get(key.encode(errors="surrogateescape"))
+    with translated(where):
+        replies = pipeline.execute(raise_on_error=False)
+    return {name: _life(replies[2 * i], replies[2 * i + 1], where) for i, name in enumerate(consumers)}
+
+
+def _life(heartbeat: object, vitals: object, where: str) -> Life | None:
+    """The vitals may be unreadable, as they may be absent; who lives must be known."""
+    if heartbeat is None:
+        return None
+    if isinstance(heartbeat, RedisError) and not str(heartbeat).startswith("WRONGTYPE"):
+        raise as_imsync_error(heartbeat, where)
+    told = read_object(heartbeat if isinstance(heartbeat, bytes) else None)
+    work = Vitals.decoded(vitals) if isinstance(vitals, bytes) else None
+    return Life(name_in(told.get("host")), number_in(told.get("pid")), number_in(told.get("since")), work)
 
 
 def remaining_ms(client: Redis, keys: Keys, group: str, consumers: Iterable[str], where: str) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from imsync.bus.attempts import Attempts
@@ -19,9 +19,12 @@ from imsync.bus.dead_letter import letter
 from imsync.bus.entry import Entry
 from imsync.bus.event import Event
 from imsync.bus.handler import Handler, Received, Rejected, SettlementLog
+from imsync.bus.logfields import Fields
 from imsync.bus.outcome import Ack, DeadLetter, Effect, Outcome, Retry
 from imsync.bus.retry import RetryPolicy
+from imsync.bus.stopwatch import Stopwatch
 from imsync.bus.stream import Stream
+from imsync.bus.telemetry import DeadLettered, Lost, Telemetry
 from imsync.errors import DataError, InfrastructureError, StoreMismatch
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,17 @@ class Failure:
     where: str
 
 
+@dataclass(slots=True)
+class _Batch(Generic[E]):
+    """Entries by what they turned out to be: events, or ids of entries to ignore, to bury, to give up."""
+
+    by_id: Mapping[str, Entry]
+    received: list[Received[E]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    dead: list[Rejected] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
 class Processor(Generic[E]):
     """Settles the entries that a consumer owns.
 
@@ -89,6 +103,7 @@ class Processor(Generic[E]):
         retry: when a failing event becomes a dead letter.
         attempts: the group's records of failures.
         binding: the handler's store and its group, when it has one: noted with every acknowledgement.
+        telemetry: who is told of batches, dead letters and losses.
     """
 
     def __init__(
@@ -103,6 +118,7 @@ class Processor(Generic[E]):
         retry: RetryPolicy,
         attempts: Attempts,
         binding: Binding | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.counts = Counts()
         self._stream = stream
@@ -114,6 +130,10 @@ class Processor(Generic[E]):
         self._retry = retry
         self._attempts = attempts
         self._binding = binding
+        self._telemetry = telemetry or Telemetry()
+        self._whose = group, consumer, stream.key
+        self._log = Fields(log, group=group, consumer=consumer)
+        self._told = self._totals()
         self._failing: set[str] = set()
         self._unacknowledged: frozenset[str] = frozenset()  # applied and counted, and then Redis was in trouble
 
@@ -126,35 +146,54 @@ class Processor(Generic[E]):
         Raises:
             InfrastructureError: Redis or the store is in trouble. What was not acknowledged is still pending.
         """
-        received: list[Received[E]] = []
-        done: list[str] = []
-        dead: list[Rejected] = []
-        failed: list[Failure] = []
-        lost: list[str] = []
+        if not self._telemetry:
+            batch = self._sorted(entries)
+            return self._settle(batch, self._apply(batch.received))
+        watch = Stopwatch(self._telemetry, self._whose, len(entries))
+        batch = self._sorted(entries)
+        watch.decoded(batch.received)
+        try:
+            outcomes = self._apply(batch.received)
+            watch.lap()
+            failed = self._settle(batch, outcomes)
+        except BaseException as error:
+            watch.failed(error)
+            raise
+        before, self._told = self._told, self._totals()
+        watch.applied(outcomes, [now - then for now, then in zip(self._told, before, strict=True)])
+        return failed
+
+    def _sorted(self, entries: Sequence[Entry]) -> _Batch[E]:
+        """The entries by what they turn out to be."""
+        batch: _Batch[E] = _Batch({entry.id: entry for entry in entries})
         for entry in entries:
             if not entry.fields:
-                lost.append(entry.id)
+                batch.lost.append(entry.id)
                 continue
             try:
                 event = self._decode(entry)
             except DataError as error:
-                dead.append(Rejected(None, entry.id, DeadLetter(error.reason, error.message)))
+                batch.dead.append(Rejected(None, entry.id, DeadLetter(error.reason, error.message)))
                 continue
             if event is None:
-                done.append(entry.id)
+                batch.ignored.append(entry.id)
             else:
-                received.append(Received(event, entry.id))
-        by_id = {entry.id: entry for entry in entries}
+                batch.received.append(Received(event, entry.id))
+        return batch
+
+    def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome]) -> list[Failure]:
+        """Acknowledges and buries, by what the handler said of the events; those on which it failed."""
+        done, dead = batch.ignored[:], batch.dead
+        failed: list[Failure] = []
         effects: dict[str, Effect] = {}
-        ignored = len(done)
-        for delivery, outcome in zip(received, self._apply(received), strict=True):
+        for delivery, outcome in zip(batch.received, outcomes, strict=True):
             failures = self._attempts.failed(delivery.entry_id) if isinstance(outcome, Retry) else 0
             match self._retry.decide(outcome, failures):
                 case Ack(effect):
                     effects[delivery.entry_id] = effect
                     done.append(delivery.entry_id)
                 case Retry(cause, where):
-                    failed.append(Failure(by_id[delivery.entry_id], failures, cause, where))
+                    failed.append(Failure(batch.by_id[delivery.entry_id], failures, cause, where))
                 case DeadLetter() as refusal:
                     dead.append(Rejected(delivery.event, delivery.entry_id, refusal))
         # what was applied before, and not acknowledged because of trouble, is counted already
@@ -164,13 +203,18 @@ class Processor(Generic[E]):
         self._unacknowledged = frozenset(effects)
         self._acknowledge(done)
         self._unacknowledged = frozenset()
-        self.counts.ignored += ignored
+        self.counts.ignored += len(batch.ignored)
         self._failing.update(failure.entry.id for failure in failed)
         self.counts.retries += len(failed)
         self.counts.failing = len(self._failing)
-        self.bury(dead, by_id)
-        self.give_up(lost)
+        self.bury(dead, batch.by_id)
+        self.give_up(batch.lost)
         return failed
+
+    def _totals(self) -> tuple[int, ...]:
+        """What is told of a batch, as it stands: the fields of `BatchApplied`, in their order."""
+        c = self.counts
+        return c.applied, c.superseded, c.duplicates, c.ignored, c.dead, c.lost, c.retries
 
     def refuse(self, entry: Entry, refusal: DeadLetter) -> None:
         """Moves an entry to the dead letters without giving it to the handler."""
@@ -211,10 +255,13 @@ class Processor(Generic[E]):
         by_reason = {each.outcome.reason: each for each in reversed(ours)}
         for reason, first in by_reason.items():
             number = sum(each.outcome.reason == reason for each in ours)
-            log.error(
+            self._log.error(
                 "%d dead letters of group %a: %s; first entry %s: %s",
                 number, self._group, reason, first.entry_id, first.outcome.message,
+                extra={"reason": reason, "entry_id": first.entry_id, "entries": number},
             )  # fmt: skip
+            if self._telemetry:
+                self._telemetry.emit(DeadLettered(*self._whose, reason, number, first.entry_id))
 
     def give_up(self, lost: Sequence[str]) -> None:
         """Acknowledges entries that were trimmed while they were pending: their events are lost here."""
@@ -224,10 +271,13 @@ class Processor(Generic[E]):
             self._handler.record_lost(lost)
         self._acknowledge(lost)
         self.counts.lost += len(lost)
-        log.error(
+        self._log.error(
             "%d entries of %s were trimmed while they were pending, and are lost to group %a; first %s",
             len(lost), self._stream.key, self._group, lost[0],
+            extra={"entry_id": lost[0], "entries": len(lost)},
         )  # fmt: skip
+        if self._telemetry:
+            self._telemetry.emit(Lost(*self._whose, len(lost), lost[0]))
 
     def let_go(self, ids: Sequence[str]) -> None:
         """Forgets failing entries that are somebody else's by now."""
@@ -250,23 +300,41 @@ class Processor(Generic[E]):
         self.let_go(ids)
 
     def _decode(self, entry: Entry) -> E | None:
-        if entry.body is None:
-            raise DataError("no_event_field", "the entry has no field `event`")
-        return self._decoder.decode(entry.body)
+        return decode_entry(self._decoder, entry)
 
     def _apply(self, received: Sequence[Received[E]]) -> Sequence[Outcome]:
-        if not received:
-            return []
-        try:
-            return _checked(self._handler.apply(received), len(received))
-        except (InfrastructureError, StoreMismatch):
-            raise
-        except Exception as error:
-            if len(received) == 1:
-                log.debug("the handler failed on event %s", received[0].event.event_id, exc_info=True)
-                return [Retry.after(error)]
-        # one bad event must not fail its batch
-        return [outcome for delivery in received for outcome in self._apply([delivery])]
+        return apply_apart(self._handler, received)
+
+
+def decode_entry(decoder: Decoder[E], entry: Entry) -> E | None:
+    """The event in an entry; None when its type is one to ignore.
+
+    Raises:
+        DataError: there is none that the decoder reads.
+    """
+    if entry.body is None:
+        raise DataError("no_event_field", "the entry has no field `event`")
+    return decoder.decode(entry.body)
+
+
+def apply_apart(handler: Handler[E], received: Sequence[Received[E]]) -> Sequence[Outcome]:
+    """What a handler makes of deliveries: of all together, and one by one when it fails on them, so that one bad event
+    does not fail its batch.
+
+    Raises:
+        InfrastructureError, StoreMismatch: nothing is known of any of them.
+    """
+    if not received:
+        return []
+    try:
+        return _checked(handler.apply(received), len(received))
+    except (InfrastructureError, StoreMismatch):
+        raise
+    except Exception as error:
+        if len(received) == 1:
+            log.debug("the handler failed on event %s", received[0].event.event_id, exc_info=True)
+            return [Retry.after(error)]
+    return [outcome for delivery in received for outcome in apply_apart(handler, [delivery])]
 
 
 def _checked(outcomes: Sequence[Outcome], expected: int) -> Sequence[Outcome]:

@@ -12,9 +12,11 @@ from imsync.bus.codec import encode
 from imsync.bus.event import Event
 from imsync.bus.retry import Backoff
 from imsync.bus.stream import Stream
+from imsync.bus.telemetry import Published, PublishFailed, Telemetry
 from imsync.errors import ImsyncError, RedisUnreachable
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class PublishIncomplete(ImsyncError):
@@ -47,6 +49,7 @@ class Publisher:
         attempts: how often a broken round trip is tried in all.
         backoff: the wait in between.
         sleep: waits for so many seconds.
+        telemetry: who is told of every round trip, and who may give events a place in a trace.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class Publisher:
         backoff: Backoff | None = None,
         sleep: Callable[[float], object] = time.sleep,
         rng: random.Random | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.stream = stream
+        self.telemetry = telemetry or Telemetry()
         self._source = source
         self._attempts = attempts
         self._backoff = backoff or Backoff(longest_seconds=2.0)
@@ -75,8 +80,10 @@ class Publisher:
                 object again is safe.
             RedisRefused: Redis answered with an error; the event was not written.
         """
-        body = encode(event, source=self._source)
-        return self.persist(lambda: self.stream.append(body))
+        (traced,) = self.telemetry.traced([event])
+        body = encode(traced, source=self._source)
+        (entry_id,) = self._told([body], lambda: [self.stream.append(body)])
+        return entry_id
 
     def publish_many(self, events: Iterable[Event], *, per_round_trip: int = 1000) -> list[str]:
         """Publishes events in order; their entry ids. All are in Redis when it returns.
@@ -89,7 +96,8 @@ class Publisher:
         results: list[str | ImsyncError] = []
         pending = iter(events)
         while chunk := list(islice(pending, per_round_trip)):
-            results += self.send([encode(event, source=self._source) for event in chunk])
+            traced = self.telemetry.traced(chunk)
+            results += self.send([encode(event, source=self._source) for event in traced])
         if any(isinstance(result, ImsyncError) for result in results):
             raise PublishIncomplete(results)
         return [str(result) for result in results]
@@ -100,7 +108,23 @@ class Publisher:
         Raises:
             RedisUnreachable: as `publish`.
         """
-        return self.persist(lambda: self.stream.append_many(bodies)) if bodies else []
+        return self._told(bodies, lambda: self.stream.append_many(bodies)) if bodies else []
+
+    def _told(self, bodies: Sequence[bytes], command: Callable[[], list[R]]) -> list[R]:
+        """What a round trip returns for each event, and its telemetry."""
+        if not self.telemetry:
+            return self.persist(command)
+        began = time.perf_counter()
+        stream = self.stream.key
+        try:
+            results = self.persist(command)
+        except ImsyncError as error:
+            self.telemetry.emit(PublishFailed(stream, error.kind, time.perf_counter() - began, bodies))
+            raise
+        refused = sum(isinstance(result, ImsyncError) for result in results)
+        seconds = time.perf_counter() - began
+        self.telemetry.emit(Published(stream, len(results) - refused, refused, seconds, bodies))
+        return results
 
     def persist(self, command: Callable[[], T]) -> T:
         """What a command on the stream returns. When the connection breaks it is sent again, as often as a publication.

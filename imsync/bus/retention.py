@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from imsync.bus.entry import following, id_parts
+from imsync.bus.entry import LAST_ID, following, id_after, id_parts
 from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 
-NO_LIMIT = f"{2**64 - 1}-{2**64 - 1}"
-"""The largest entry id there can be: a bound that bounds nothing."""
+NO_LIMIT = LAST_ID
+"""A bound that bounds nothing."""
 
 WALK_PAGE = 1000
 TRIM_LIMIT = 100_000
@@ -44,14 +44,6 @@ def floor(stream: Stream) -> Floor | None:
             continue
         floors += [Floor(entry_id, info.name) for entry_id in (oldest, id_after(info.last_delivered_id)) if entry_id]
     return min(floors, key=lambda each: id_parts(each.id), default=None)
-
-
-def id_after(entry_id: str) -> str:
-    """The smallest entry id above this one."""
-    milliseconds, sequence = id_parts(entry_id)
-    if sequence < 2**64 - 1:
-        return f"{milliseconds}-{sequence + 1}"
-    return f"{milliseconds + 1}-0" if milliseconds < 2**64 - 1 else NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)

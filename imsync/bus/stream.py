@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions as redis_errors
 
 from imsync.bus.connection import as_imsync_error, behind, translated
-from imsync.bus.entry import FIELD, ConsumerInfo, Entry, GroupInfo, Letter, PendingEntry, PendingSummary, StreamInfo
+from imsync.bus.entry import (
+    AFTER_ALL,
+    FIELD,
+    ConsumerInfo,
+    Entry,
+    GroupInfo,
+    Letter,
+    PendingEntry,
+    PendingSummary,
+    StreamInfo,
+)
 from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
@@ -90,11 +100,13 @@ class Stream:
             transaction.xack(self.key, group, *ids)
             try:
                 return int(transaction.execute()[1])
-            except redis_errors.OutOfMemoryError:
+            except redis_errors.OutOfMemoryError as full:
                 command, key, *arguments = noting
-                return int(
-                    self._client.eval(_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
-                )
+                script = (_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
+                try:
+                    return int(self._client.eval(*script))
+                except redis_errors.NoPermissionError:  # the trouble is the memory: it has to wait for some
+                    raise full from None
 
     def bury(self, group: str, consumer: str, dead_key: str, letters: Sequence[Letter]) -> list[Letter]:
         """Moves those of the entries to the dead letters that the consumer still holds: XADD there and XACK here, in
@@ -234,16 +246,34 @@ class Stream:
 
     def range(self, start: str = "-", end: str = "+", count: int | None = None) -> list[Entry]:
         """XRANGE: the entries between two ids, both included (`following(id)` excludes one)."""
+        if start == AFTER_ALL:  # the server takes this for an error, and anybody may add an entry of the largest id
+            return []
         with translated(self.where):
             return _entries(self._client.xrange(self.key, start, end, count=count))
 
+    def read_after(self, after: str, count: int, block_ms: int | None = None) -> list[Entry]:
+        """XREAD: at most `count` entries after an id, for no group: nothing is moved or noted anywhere.
+
+        Args:
+            block_ms: how long to wait for the first one, in milliseconds; None does not wait. A stream that does not
+                exist yet, or is deleted meanwhile, is waited for.
+        """
+        with translated(self.where):
+            reply = self._client.xread({self.key: after}, count=count, block=block_ms)
+        return _entries(reply[0][1]) if reply else []
+
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that the stream holds, in one round trip."""
+        return {entry.id for entry in self.fetch(ids) if entry.fields}
+
+    def fetch(self, ids: Sequence[str]) -> list[Entry]:
+        """The entries of these ids, in their order and in one round trip; without fields where there is none."""
         pipeline = self._client.pipeline(transaction=False)
         for entry_id in ids:
             pipeline.xrange(self.key, entry_id, entry_id, count=1)
         with translated(self.where):
-            return {entry_id for entry_id, rows in zip(ids, pipeline.execute(), strict=True) if rows}
+            replies = pipeline.execute()
+        return [Entry(entry_id, rows[0][1] if rows else {}) for entry_id, rows in zip(ids, replies, strict=True)]
 
     def length(self) -> int:
         """XLEN; 0 when there is no stream."""
@@ -274,6 +304,8 @@ class Stream:
         min_idle_ms: int = 0,
     ) -> list[PendingEntry]:
         """XPENDING with a range: at most `count` pending entries in the order of their ids."""
+        if start == AFTER_ALL:
+            return []
         holder = None if consumer is None else _raw(consumer)
         with translated(self.where):
             rows = self._client.xpending_range(

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None, *, default_config: Path | None = Non
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whose reader has gone on purpose
-            print(f"imsync: standard input or output: {error.strerror}", file=sys.stderr)
+            _tell(f"standard input or output: {error.strerror}")
         # nothing that is still buffered may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -44,8 +44,10 @@ def _run(args: list[str], default_config: Path | None) -> int:
     from typer.exceptions import TyperException
 
     from imsync.cli.app import build
+    from imsync.cli.logs import configure, early_format
     from imsync.errors import ImsyncError
 
+    configure(early_format(args, os.environ))
     try:
         result = build()(args, prog_name="imsync", standalone_mode=False, obj=default_config)
         return result if isinstance(result, int) else 0
@@ -61,12 +63,22 @@ def _run(args: list[str], default_config: Path | None) -> int:
     except KeyboardInterrupt:
         raise
     except Exception as error:
-        if os.environ.get("IMSYNC_DEBUG") or _is_about_a_stream(error):
+        if _is_about_a_stream(error):
             raise
+        if os.environ.get("IMSYNC_DEBUG"):
+            _show_traceback()
         return _report(
             args, "internal", f"unexpected {type(error).__name__}: {error}",
             "this is a defect: IMSYNC_DEBUG=1 shows where it happened", 1,
         )  # fmt: skip
+
+
+def _show_traceback() -> None:
+    import traceback
+
+    from imsync.cli.logs import safe_lines
+
+    print(safe_lines(traceback.format_exc()), file=sys.stderr)
 
 
 def _is_about_a_stream(error: Exception) -> bool:
@@ -76,11 +88,17 @@ def _is_about_a_stream(error: Exception) -> bool:
 
 def _report(args: list[str], kind: str, message: str, hint: str, code: int) -> int:
     """Prints an error, for people on stderr, or for programs on stdout."""
-    from imsync.cli.render import safe
-
     message, hint = " ".join(message.split()), " ".join(hint.split())
     if "--json" in args:
         print(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}))
     else:
-        print(safe(f"imsync: {message}" + (f" ({hint})" if hint else "")), file=sys.stderr)
+        _tell(message + (f" ({hint})" if hint else ""), kind=kind)
     return code
+
+
+def _tell(message: str, **fields: object) -> None:
+    import logging
+
+    from imsync.cli.logs import tell
+
+    tell(message, logging.ERROR, **fields)

@@ -9,19 +9,24 @@ import typer
 
 from imsync import __version__
 from imsync.cli import (
+    check,
     config,
     consume,
     consumer,
     dead,
     demo,
+    doctor,
     group,
     init,
     publish,
     rebuild,
     relay,
     replay,
+    report,
     server,
     status,
+    tail,
+    trace,
     verify,
 )
 
@@ -38,7 +43,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for verb in (
-        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, status, verify, server, config
+        demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, trace, status, check, report,
+        verify, doctor, server, config,
     ):  # fmt: skip
         verb.register(app)
     return app
@@ -60,6 +66,3 @@ def _root(
     Results go to stdout, messages to stderr. Exit codes: 0 fine, 1 failed, 2 usage or configuration, 3 the check
     found something, 4 Redis unreachable, 5 store unusable.
     """
-    from imsync.cli.logs import configure
-
-    configure()

@@ -28,7 +28,6 @@ def apply_pending(run: Run, service: str, planned: Sequence[Planned], min_idle_m
         InfrastructureError: Redis or the store is in trouble; what was not acknowledged stays pending.
     """
     from imsync.bus.attempts import Attempts
-    from imsync.bus.binding import Binding
     from imsync.bus.codec import Decoder
     from imsync.bus.liveness import Heartbeat
     from imsync.bus.operator import remove_consumer
@@ -43,7 +42,7 @@ def apply_pending(run: Run, service: str, planned: Sequence[Planned], min_idle_m
     options = run.consumer_options()
     name = f"replay.{unique_name()}"[:64]
     heartbeat = Heartbeat(run.bus.endpoint, keys.alive(service, name), options.heartbeat_ms)
-    binding = Binding(run.bus.client, stream, keys, service, store)
+    binding = run.bus.binding(DESTINATION, service, store)
     processor = Processor(
         stream,
         keys.dead(service),
@@ -54,6 +53,7 @@ def apply_pending(run: Run, service: str, planned: Sequence[Planned], min_idle_m
         retry=options.retry,
         attempts=Attempts(run.bus.client, keys, service, name, heartbeat.token, stream.where),
         binding=binding,
+        telemetry=run.bus.telemetry,
     )
     failed = 0
     binding.check()

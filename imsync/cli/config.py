@@ -1,4 +1,4 @@
-"""`imsync config show|init`: the settings in force, and a file to start from."""
+"""`imsync config show|init|acl`: the settings in force, a file to start from, and the server's users."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imsync.cli import config_acl
 from imsync.cli.run import Run, command
 
 
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
     config = typer.Typer(help="The configuration.", no_args_is_help=True)
     command(config, "show")(show)
     command(config, "init")(init)
+    config_acl.register(config)
     app.add_typer(config, name="config")
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imsync.cli.metrics import LOOPBACK, Host, Port, serving
 from imsync.cli.run import Run, command
+
+if TYPE_CHECKING:
+    from imsync.bus import Counts
 
 Name = Annotated[
     str | None,
@@ -39,12 +44,15 @@ def group(
     batch: Batch = None,
     max_events: MaxEvents = None,
     until_empty: UntilEmpty = False,
+    metrics_port: Port = None,
+    metrics_host: Host = LOOPBACK,
 ) -> None:
     """Keep the members' nicknames and thumbs in step.
 
     Until told to stop: SIGINT or SIGTERM finish the transaction at hand and acknowledge it.
     """
-    _consume(run, "group", name, batch, max_events, until_empty)
+    with serving(run, "consumer", metrics_port, metrics_host):
+        _consume(run, "group", name, batch, max_events, until_empty)
 
 
 def friend(
@@ -53,18 +61,20 @@ def friend(
     batch: Batch = None,
     max_events: MaxEvents = None,
     until_empty: UntilEmpty = False,
+    metrics_port: Port = None,
+    metrics_host: Host = LOOPBACK,
 ) -> None:
     """Keep the friends' nicknames and pictures in step.
 
     Until told to stop: SIGINT or SIGTERM finish the transaction at hand and acknowledge it.
     """
-    _consume(run, "friend", name, batch, max_events, until_empty)
+    with serving(run, "consumer", metrics_port, metrics_host):
+        _consume(run, "friend", name, batch, max_events, until_empty)
 
 
 def _consume(
     run: Run, service: str, name: str | None, batch: int | None, max_events: int | None, until_empty: bool
 ) -> None:
-    from imsync.bus import Counts
     from imsync.cli.signals import stopping
     from imsync.errors import InfrastructureError
     from imsync.im.events import DESTINATION
@@ -83,7 +93,8 @@ def _consume(
 
         def on_trouble(error: InfrastructureError, delay: float) -> None:
             hint = f" ({error.hint})" if error.hint else ""
-            run.out.note(f"{error.message}{hint}; again in {delay:.1f} s")
+            fields = {"kind": error.kind, "group": service, "consumer": consumer.name, "delay_seconds": delay}
+            run.out.note(f"{error.message}{hint}; again in {delay:.1f} s", logging.WARNING, **fields)
 
         consumer = run.bus.consumer(
             DESTINATION,
@@ -100,10 +111,13 @@ def _consume(
         with stopping(consumer.stop, deadline_seconds=run.settings.consumer.stop_deadline_seconds):
             counts = consumer.run()
     store.close()
-    elapsed = time.monotonic() - began
+    _tell(run, service, consumer.name, counts, time.monotonic() - began)
+
+
+def _tell(run: Run, service: str, name: str, counts: Counts, elapsed: float) -> None:
     data = {
         "group": service,
-        "consumer": consumer.name,
+        "consumer": name,
         "events": counts.events,
         "applied": counts.applied,
         "superseded": counts.superseded,
@@ -116,12 +130,13 @@ def _consume(
         "seconds": round(elapsed, 3),
     }
     extra = ", ".join(
-        f"{value:,} {name.replace('_', ' ')}"
-        for name in ("duplicates", "dead", "ignored", "taken_over", "lost", "left_pending")
-        if (value := getattr(counts, name))
+        f"{value:,} {outcome.replace('_', ' ')}"
+        for outcome in ("duplicates", "dead", "ignored", "taken_over", "lost", "left_pending")
+        if (value := getattr(counts, outcome))
     )
+    events = "1 event" if counts.events == 1 else f"{counts.events:,} events"
     run.out.result(
         data,
-        f"{counts.events:,} events in {elapsed:.1f} s: {counts.applied:,} applied, "
+        f"{events} in {elapsed:.1f} s: {counts.applied:,} applied, "
         f"{counts.superseded:,} superseded" + (f", {extra}" if extra else ""),
     )

@@ -167,9 +167,11 @@ def _consumers(run: Run, group: str | None) -> list[ConsumerView]:
 
 
 def _question(dead: Sequence[_Dead]) -> str:
+    from imsync.im.wording import counted
+
     held = sum(each.view.pending for each in dead)
-    first = f", after applying the {_count(held, 'entry', 'entries')} that they hold" if held else ""
-    return f"remove {_count(len(dead), 'dead consumer', 'dead consumers')}{first}?"
+    first = f", after applying the {counted(held, 'entry', 'entries')} that they hold" if held else ""
+    return f"remove {counted(len(dead), 'dead consumer')}{first}?"
 
 
 def _prune(run: Run, dead: Sequence[_Dead]) -> dict[str, int]:
@@ -214,7 +216,3 @@ def _print(run: Run, dead: Sequence[_Dead], data: dict[str, object], totals: dic
     parts = [f"{data['removed']:,} removed", f"{data['kept']:,} kept"]
     parts += [f"{value:,} {name.replace('_', ' ')}" for name, value in totals.items() if value]
     print(", ".join(parts) if not data["dry_run"] else f"{len(dead):,} dead (dry run: nothing was changed)")
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

@@ -111,10 +111,7 @@ def _summary(run: Run, ending: Ending) -> None:
         "proved": ending.proved,
         "seconds": ending.seconds,
     }
-    from imsync.cli.render import seconds
-
-    def milliseconds(value: float | None) -> str:
-        return seconds(None if value is None else value / 1000)
+    from imsync.cli.render import milliseconds
 
     verdict_line = (
         f"proved: {verdict.rows:,} copies of {verdict.users:,} users compared with their source, no drift"

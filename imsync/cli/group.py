@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,9 +29,9 @@ def list_(run: Run) -> None:
     With --json one object per line. A group that pins has not acknowledged an entry that retention would remove.
     """
     from imsync.bus.inspection import view_groups
+    from imsync.cli.looking import look_at_the_stream
     from imsync.cli.names import readable
     from imsync.cli.render import number, seconds
-    from imsync.cli.status import look_at_the_stream
     from imsync.im.events import DESTINATION
     from imsync.im.workspace import PROJECTIONS
 
@@ -156,20 +155,18 @@ def _published(run: Run) -> int:
 
 def _start_id(stream: Stream, text: str) -> str:
     """The entry id after which a group begins, as XGROUP CREATE takes it."""
+    from imsync.bus.entry import id_parts, is_entry_id
     from imsync.cli.durations import milliseconds
     from imsync.errors import UsageError
 
     if text == "now":
         return "$"
-    numbers = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", text)
-    if numbers is None:
-        try:
-            return f"{max(0, stream.server_time_ms() - milliseconds(text))}-0"
-        except UsageError:
-            raise UsageError(f"bad start {text[:40]!a}", "0, now, an entry id, or how long ago: 30m, 24h") from None
-    if any(int(each) >= 2**64 for each in numbers.groups(default="0")):
-        raise UsageError(f"bad start {text[:40]!a}", "such as 1795413835783-0")
-    return START if not any(map(int, numbers.groups(default="0"))) else text
+    if is_entry_id(text):
+        return text if any(id_parts(text)) else START
+    try:
+        return f"{max(0, stream.server_time_ms() - milliseconds(text))}-0"
+    except UsageError:
+        raise UsageError(f"bad start {text[:40]!a}", "0, now, an entry id, or how long ago: 30m, 24h") from None
 
 
 def drop(

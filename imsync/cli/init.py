@@ -24,7 +24,7 @@ def init(
 
     Refuses a folder that has stores, and a stream or groups that are in use: they belong to other stores.
     """
-    from imsync.bus.binding import Binding, bound_stores
+    from imsync.bus.binding import bound_stores
     from imsync.errors import UsageError
     from imsync.im.demo_data import generate
     from imsync.im.events import DESTINATION
@@ -51,7 +51,7 @@ def init(
     for group in PROJECTIONS:
         stream.create_group(group)
         projection = run.workspace.projection(group)
-        Binding(run.bus.client, stream, run.bus.keys(DESTINATION), group, projection).rebind(projection.generation)
+        run.bus.binding(DESTINATION, group, projection).rebind(projection.generation)
         projection.close()
     example = next((user.id for user in data.users[1:] if not user.deleted), data.users[0].id)
     run.out.result(

@@ -151,7 +151,9 @@ class _Session:
 
         if self._relay is None:
             # few attempts: the edits go on meanwhile, and it is tried again later
-            publisher = Publisher(self.run.bus.stream(DESTINATION), self.store.source, attempts=2)
+            publisher = Publisher(
+                self.run.bus.stream(DESTINATION), self.store.source, attempts=2, telemetry=self.run.bus.telemetry
+            )
             self._relay = self.run.relay(self.store, publisher=publisher, order=self._order())
         return self._relay
 

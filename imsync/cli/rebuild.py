@@ -9,6 +9,7 @@ import typer
 from imsync.cli.run import Run, command
 
 Create = Annotated[bool, typer.Option("--create", help="Make the store if there is none: it begins without rows.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")]
 
 
@@ -20,26 +21,27 @@ def register(app: typer.Typer) -> None:
     app.add_typer(rebuild, name="rebuild")
 
 
-def group(run: Run, create: Create = False, dry_run: DryRun = False) -> None:
+def group(run: Run, create: Create = False, dry_run: DryRun = False, yes: Yes = False) -> None:
     """Fill group.db from user.db, and give it to its consumer group.
 
     For a group.db that was lost, restored from a copy, or is refused by its group. Members and their own names are
     left as they are. The consumers of the group must be stopped; edits go on, and wait in the outbox meanwhile.
     """
-    _rebuild(run, "group", create, dry_run)
+    _rebuild(run, "group", create=create, dry_run=dry_run, yes=yes)
 
 
-def friend(run: Run, create: Create = False, dry_run: DryRun = False) -> None:
+def friend(run: Run, create: Create = False, dry_run: DryRun = False, yes: Yes = False) -> None:
     """Fill friend.db from user.db, and give it to its consumer group.
 
     For a friend.db that was lost, restored from a copy, or is refused by its group. Friendships and their own names
     are left as they are. The consumers of the group must be stopped; edits go on, and wait in the outbox meanwhile.
     """
-    _rebuild(run, "friend", create, dry_run)
+    _rebuild(run, "friend", create=create, dry_run=dry_run, yes=yes)
 
 
-def _rebuild(run: Run, service: str, create: bool, dry_run: bool) -> None:
+def _rebuild(run: Run, service: str, *, create: bool, dry_run: bool, yes: bool) -> None:
     from imsync.bus.inspection import view_group
+    from imsync.cli.confirm import confirm
     from imsync.errors import InfrastructureError, StoreUnusable
     from imsync.im.events import DESTINATION
     from imsync.im.rebuild import check_stopped, rebuild
@@ -74,6 +76,7 @@ def _rebuild(run: Run, service: str, create: bool, dry_run: bool) -> None:
         return
 
     check_stopped(view)  # before a store is made that nobody wants
+    confirm(run, f"{'rebuild' if exists else 'make'} the store of group {service}?", yes=yes)
 
     def on_trouble(error: InfrastructureError, delay: float) -> None:
         run.out.note(f"{error.message}; again in {delay:.1f} s")
@@ -92,6 +95,7 @@ def _rebuild(run: Run, service: str, create: bool, dry_run: bool) -> None:
         )
     projection.close()
     users.close()
+    again = ": imsync verify --repair, then rebuild again"
     run.out.result(
         plan
         | {
@@ -101,6 +105,13 @@ def _rebuild(run: Run, service: str, create: bool, dry_run: bool) -> None:
             "covered": done.covered,
             "position": done.position,
         },
-        f"{done.users:,} users, {done.changed:,} of them changed; {done.covered:,} events are covered by the snapshot"
-        + (f"; {done.ahead:,} users are ahead of the source and were left as they are" if done.ahead else ""),
+        f"{done.users:,} users, {done.changed:,} of them changed; {_covered(done.covered)}"
+        + (f"; {done.ahead:,} users are ahead of the source and were left as they are{again}" if done.ahead else ""),
     )
+
+
+def _covered(events: int) -> str:
+    """What the snapshot stands for in the accounts: less than nothing after a user store was restored."""
+    if events < 0:
+        return f"{-events:,} events that the source does not know any more are written off"
+    return f"{events:,} events are covered by the snapshot"

@@ -34,8 +34,8 @@ Every command, argument and option. What the commands print with `--json` is on 
 _COMMON = """\
 ## Common options
 
-Every command takes these, after its own name, and `--help`. The environment may give the first three instead:
-`IMSYNC_URL`, `IMSYNC_DATA_DIR`, `IMSYNC_CONFIG`.
+Every command takes these, after its own name, and `--help`. The environment may give them instead, but for `--json`:
+`IMSYNC_URL`, `IMSYNC_DATA_DIR`, `IMSYNC_CONFIG`, `IMSYNC_LOG_FORMAT`, `IMSYNC_LOG_LEVEL`.
 """
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Annotated
 
 import typer
 
+from imsync.cli.metrics import LOOPBACK, Host, Port, serving
 from imsync.cli.run import Run, command
 
 
@@ -19,13 +21,25 @@ def register(app: typer.Typer) -> None:
 def relay(
     run: Run,
     until_empty: Annotated[bool, typer.Option("--until-empty", help="End when the outbox is empty.")] = False,
+    metrics_port: Port = None,
+    metrics_host: Host = LOOPBACK,
 ) -> None:
     """Keep publishing what waits in the outbox, until told to stop.
 
     What the server has lost since it was sent is sent again. What was sent long ago, and every group has
     acknowledged, leaves the outbox.
     """
+    with serving(run, "relay", metrics_port, metrics_host):
+        _relay(run, until_empty)
+
+
+def _relay(run: Run, until_empty: bool) -> None:
     from imsync.cli.signals import stopping
+    from imsync.errors import InfrastructureError
+
+    def on_trouble(error: InfrastructureError, delay: float) -> None:
+        what = f"{error.message}; again in {delay:.1f} s"
+        run.out.note(what, logging.WARNING, kind=error.kind, delay_seconds=delay)
 
     store = run.workspace.user_store()
     run.bus.ping()
@@ -44,7 +58,7 @@ def relay(
                 published = worker.run(
                     stop,
                     poll_seconds=run.settings.relay.poll_ms / 1000,
-                    on_trouble=lambda error, delay: run.out.note(f"{error.message}; again in {delay:.1f} s"),
+                    on_trouble=on_trouble,
                 )
     waiting = store.backlog().unsent
     store.close()

@@ -6,7 +6,8 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from imsync.cli.render import Output
 
 if TYPE_CHECKING:
     from imsync.bus import Bus, ConsumerOptions, Publisher
+    from imsync.bus.telemetry import Listener
     from imsync.im.relay import Relay
     from imsync.im.user_store import UserStore
     from imsync.im.workspace import Workspace
@@ -37,6 +39,16 @@ ConfigOption = Annotated[
     typer.Option("--config", help="The configuration file.", show_default=False, rich_help_panel="Common options"),
 ]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", rich_help_panel="Common options")]
+LogFormatOption = Annotated[
+    str | None,
+    typer.Option("--log-format", help="What stderr gets: text, or json for one object per line.", show_default=False,
+                 rich_help_panel="Common options"),
+]  # fmt: skip
+LogLevelOption = Annotated[
+    str | None,
+    typer.Option("--log-level", help="The least severe log lines: debug, info, warning or error.", show_default=False,
+                 rich_help_panel="Common options"),
+]  # fmt: skip
 
 
 SETTLED_MARGIN_HOURS = 24.0
@@ -55,6 +67,8 @@ class Run:
     flags: dict[str, object]
     as_json: bool
     default_config: Path | None = None
+    listeners: list[Listener] = field(default_factory=list)
+    """Who is told what happens on the bus; to be filled before the bus is used."""
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -68,6 +82,14 @@ class Run:
         """The settings."""
         return self.loaded.settings
 
+    def configure_logs(self) -> None:
+        """Log lines by the settings. Where those cannot be read, the command says so when it needs them."""
+        from imsync.cli.logs import configure
+        from imsync.errors import ConfigError
+
+        with suppress(ConfigError):
+            configure(self.settings.log_format, self.settings.log_level)
+
     @cached_property
     def out(self) -> Output:
         """Where results go."""
@@ -76,13 +98,17 @@ class Run:
     @cached_property
     def workspace(self) -> Workspace:
         """The data folder."""
+        from imsync.bus.telemetry import Telemetry
+        from imsync.cli.tracing import tracing
         from imsync.im.workspace import Workspace
         from imsync.store.settling import SETTLED_HOURS
 
         settings = self.settings
         # repeats are recognised for longer than the relay keeps what it may send again
         kept = max(SETTLED_HOURS, settings.relay.keep_sent_hours, settings.retention.min_hours)
-        return Workspace(settings.data_dir, settings.store.busy_timeout_ms, kept + SETTLED_MARGIN_HOURS)
+        return Workspace(
+            settings.data_dir, settings.store.busy_timeout_ms, kept + SETTLED_MARGIN_HOURS, Telemetry(tracing())
+        )
 
     @cached_property
     def bus(self) -> Bus:
@@ -92,6 +118,7 @@ class Run:
             ImsyncError: the embedded server does not start. (A Redis that is away shows at the first command.)
         """
         from imsync.bus import Bus, Endpoint
+        from imsync.cli.tracing import tracing
 
         settings = self.settings
         if not settings.url:
@@ -105,7 +132,7 @@ class Run:
                 password=settings.password.get_secret_value(),
                 tls_ca_file=settings.tls_ca_file,
             )
-        return Bus(endpoint, prefix=settings.prefix)
+        return Bus(endpoint, prefix=settings.prefix, listeners=[*self.listeners, *tracing()])
 
     def expect_stores(self) -> None:
         """For commands that open no store: a mistyped data folder must not get an empty server of its own.
@@ -160,16 +187,21 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
                 "url": values.pop("url"),
                 "data_dir": values.pop("data_dir"),
                 "config": values.pop("config"),
+                "log_format": values.pop("log_format"),
+                "log_level": values.pop("log_level"),
             }
             default_config = ctx.find_root().obj
-            function(Run(flags, values.pop("as_json"), default_config), **values)
+            run = Run(flags, values.pop("as_json"), default_config)
+            run.configure_logs()
+            function(run, **values)
 
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
         wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[_keyword("ctx", typer.Context), *(each.replace(kind=each.KEYWORD_ONLY) for each in own),
                         _keyword("url", UrlOption, None), _keyword("data_dir", DataDirOption, None),
-                        _keyword("config", ConfigOption, None), _keyword("as_json", JsonOption, False)]
+                        _keyword("config", ConfigOption, None), _keyword("as_json", JsonOption, False),
+                        _keyword("log_format", LogFormatOption, None), _keyword("log_level", LogLevelOption, None)]
         )  # fmt: skip
         wrapper.__annotations__ = {}
         app.command(name)(wrapper)

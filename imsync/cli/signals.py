@@ -5,6 +5,7 @@ Ending at once is harmless: what was not committed was not acknowledged either.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from imsync.cli.logs import tell
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,6 +45,23 @@ def stopping(stop: Callable[[], None], *, deadline_seconds: float) -> Iterator[N
         os.close(reader)
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """For commands that only look: the first signal ends the block, wherever it is."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def _noted(number: int, frame: FrameType | None) -> None:
     """A handler must be there for the number to be written; the watcher does the rest."""
 
@@ -52,10 +72,8 @@ def _watch(reader: int, stop: Callable[[], None], deadline_seconds: float) -> No
     stop()
     finished_or_again, _, _ = select.select([reader], [], [], deadline_seconds)
     if not finished_or_again:
-        print(
-            f"imsync: not finished within {deadline_seconds:g} s: what was not committed is delivered again",
-            file=sys.stderr,
-        )
+        what = f"not finished within {deadline_seconds:g} s: what was not committed is delivered again"
+        tell(what, logging.ERROR)
         _end(1)
     if number := _next_signal(reader):
         _end(128 + number)

@@ -29,6 +29,7 @@ from imsync.im.flight import GroupFlight
 from imsync.im.health import account
 from imsync.im.setup import Made, make_stores
 from imsync.im.verify import Verdict, verify
+from imsync.im.wording import counted
 from imsync.im.workspace import PROJECTIONS, Workspace
 from imsync.store.settlement import Percentiles
 
@@ -156,7 +157,9 @@ class Story:
         self._say(f"a producer makes {scale.edits:,} edits, {scale.rate:,.0f} per second")
         self._wait(bus, lambda glance: glance.published >= scale.edits // 2)
         held = self._kill_while_it_holds_entries(bus, VICTIM)
-        self._say(f"kill -9 {VICTIM}, in the middle of a batch: it leaves {_entries(held)} unacknowledged")
+        self._say(
+            f"kill -9 {VICTIM}, in the middle of a batch: it leaves {counted(held, 'entry', 'entries')} unacknowledged"
+        )
         self._wait(bus, lambda glance: self._has_ended("producer") and self._at_rest(glance))
         self._finish("producer")
         group_store = self._workspace.projection("group")
@@ -204,7 +207,7 @@ class Story:
             taken_over=survivor["taken_over"],
             staleness=staleness,
             events_per_second=round(events_per_second, 1),
-            unexplained=sum(abs(each.unexplained) for each in accounts),
+            unexplained=sum(1 if each.unexplained is None else abs(each.unexplained) for each in accounts),
             verdict=verdict,
             seconds=round(time.monotonic() - self._began, 1),
         )
@@ -316,7 +319,3 @@ class Story:
             pending={view.group: view.pending for view in views},
             alive=[name for view in views for name in view.alive],
         )
-
-
-def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count:,} entries"

@@ -66,6 +66,10 @@ class UserUpdated(IMBaseEvent, type=USER_UPDATED, destination=DESTINATION):
     head_image_thumb: ImageUrl
 
 
+PROFILE_FIELDS = ("nick_name", "head_image", "head_image_thumb")
+"""What of a profile is published."""
+
+
 class UserDeleted(IMBaseEvent, type=USER_DELETED, destination=DESTINATION):
     """The tombstone. Deletion is final: its version is the last."""
 

@@ -34,10 +34,22 @@ INSERT INTO im_friend (friend_id, user_id, friend_nick_name, friend_head_image, 
 SELECT user_id, ?, nick_name, head_image, ? FROM user_profile_replica WHERE user_id = ?;
 
 -- name: states
+-- Of those users only that have a replica: `rows_between` tells whether rows of others are among them.
+SELECT r.user_id, r.version, r.deleted, r.nick_name, r.head_image, count(f.user_id),
+       count(CASE WHEN f.friend_nick_name <> r.nick_name OR f.friend_head_image <> r.head_image THEN 1 END)
+FROM user_profile_replica AS r
+LEFT JOIN im_friend AS f ON f.friend_id = r.user_id
+WHERE r.user_id > ?
+GROUP BY r.user_id ORDER BY r.user_id LIMIT ?;
+
+-- name: rows_between
+SELECT count(*) FROM im_friend WHERE friend_id > ? AND friend_id <= ?;
+
+-- name: all_states
 -- Ids come from the replica and from the rows, so that a row without a replica is seen too.
 SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
        coalesce(r.head_image, ''), count(f.user_id),
-       total(f.friend_nick_name <> coalesce(r.nick_name, '') OR f.friend_head_image <> coalesce(r.head_image, ''))
+       count(CASE WHEN f.friend_nick_name <> coalesce(r.nick_name, '') OR f.friend_head_image <> coalesce(r.head_image, '') THEN 1 END)
 FROM (
     SELECT user_id FROM (
         SELECT user_id FROM user_profile_replica WHERE user_id > ?1
@@ -49,9 +61,15 @@ LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
 LEFT JOIN im_friend AS f ON f.friend_id = ids.user_id
 GROUP BY ids.user_id ORDER BY ids.user_id;
 
+-- name: contents
+SELECT friend_nick_name, friend_head_image, count(*) FROM im_friend WHERE friend_id = ? GROUP BY 1, 2;
+
 -- name: friends
 SELECT friend_id, friend_nick_name, friend_head_image, remark_nick_name FROM im_friend
 WHERE user_id = ? ORDER BY friend_id;
 
 -- name: totals
 SELECT count(*) FROM im_friend;
+
+-- name: overrides
+SELECT count(*) FROM im_friend WHERE friend_id = ? AND remark_nick_name <> '';

@@ -44,10 +44,22 @@ INSERT INTO im_group_member (user_id, group_id, user_nick_name, head_image, rema
 SELECT user_id, ?, nick_name, head_image, ?, ? FROM user_profile_replica WHERE user_id = ?;
 
 -- name: states
+-- Of those users only that have a replica: `rows_between` tells whether rows of others are among them.
+SELECT r.user_id, r.version, r.deleted, r.nick_name, r.head_image, count(m.group_id),
+       count(CASE WHEN m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image THEN 1 END)
+FROM user_profile_replica AS r
+LEFT JOIN im_group_member AS m ON m.user_id = r.user_id
+WHERE r.user_id > ?
+GROUP BY r.user_id ORDER BY r.user_id LIMIT ?;
+
+-- name: rows_between
+SELECT count(*) FROM im_group_member WHERE user_id > ? AND user_id <= ?;
+
+-- name: all_states
 -- Ids come from the replica and from the rows, so that a row without a replica is seen too.
 SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
        coalesce(r.head_image, ''), count(m.group_id),
-       total(m.user_nick_name <> coalesce(r.nick_name, '') OR m.head_image <> coalesce(r.head_image, ''))
+       count(CASE WHEN m.user_nick_name <> coalesce(r.nick_name, '') OR m.head_image <> coalesce(r.head_image, '') THEN 1 END)
 FROM (
     SELECT user_id FROM (
         SELECT user_id FROM user_profile_replica WHERE user_id > ?1
@@ -59,9 +71,15 @@ LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
 LEFT JOIN im_group_member AS m ON m.user_id = ids.user_id
 GROUP BY ids.user_id ORDER BY ids.user_id;
 
+-- name: contents
+SELECT user_nick_name, head_image, count(*) FROM im_group_member WHERE user_id = ? GROUP BY 1, 2;
+
 -- name: members
 SELECT user_id, user_nick_name, head_image, remark_nick_name, quit FROM im_group_member
 WHERE group_id = ? ORDER BY user_id;
 
 -- name: totals
 SELECT (SELECT count(*) FROM im_group), (SELECT count(*) FROM im_group_member);
+
+-- name: overrides
+SELECT count(*) FROM im_group_member WHERE user_id = ? AND remark_nick_name <> '';

@@ -1,16 +1,19 @@
-"""Does it work, and if not, why, and what helps: the numbers of every group, the accounting, and a verdict."""
+"""What needs somebody, and what helps: each red state of a group, of the stream, of the outbox. Pure."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from imsync.bus.inspection import GroupView, RetentionView
-from imsync.bus.outcome import Effect
-from imsync.errors import StoreMismatch
-from imsync.im.user_store import OutboxBacklog
-from imsync.store.settlement import CONFLICT, COVERED, DEAD, LOST, Percentiles
+from imsync.errors import ImsyncError, StoreMismatch
+from imsync.im.accounts import Accounting, Outcomes, account
+from imsync.im.outbox import OutboxBacklog
+from imsync.im.relay_lock import Holder
+from imsync.im.wording import counted
+
+__all__ = ["Accounting", "Problem", "account", "judge_group", "judge_outbox", "judge_retention", "judge_store"]
 
 STALLED_SECONDS = 30.0
 """What waits for longer than this without anybody at work on it is red."""
@@ -21,146 +24,106 @@ OVERFULL = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Accounting:
-    """Where the published events of our user store are. At rest published = applied + superseded + dead + lost +
-    covered; in flight the rest is bounded by pending + undelivered.
+class Problem:
+    """Something that needs somebody, and what to type.
 
     Args:
-        undelivered: entries not given to the group yet; None when unknown.
-        lost: trimmed before they were applied, and not settled by a later entry.
-        covered: events that this store never settled, because the snapshot of its last rebuild had their effect; less
-            those that it had settled twice by then.
-        duplicates: repeats that changed nothing.
-        foreign: settled events that our outbox did not write.
-        conflicts: events that contradict what was applied: a restored user store.
-        unexplained: what the numbers do not explain: 0 when the accounting closes.
+        kind: what is wrong, as programs may test for it.
+        group: whose group it is about; None for the outbox, a store or the stream.
     """
-
-    published: int
-    applied: int
-    superseded: int
-    dead: int
-    pending: int
-    undelivered: int | None
-    lost: int
-    covered: int
-    duplicates: int
-    foreign: int
-    conflicts: int
-    unexplained: int
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that needs somebody, and what to type."""
 
     what: str
     remedy: str
+    kind: str
+    group: str | None = None
 
 
-def account(
-    source: str,
-    published: int,
-    at_most: int,
-    tallies: Mapping[tuple[str, str], int],
-    pending: int,
-    undelivered: int | None,
-) -> Accounting:
-    """Closes the accounts of one group. Pure.
-
-    Args:
-        source: the CloudEvents source of our user store; events of other sources are foreign.
-        published: events that our outbox had noted as sent before the rest was looked at.
-        at_most: how many may be in the stream: those noted as sent after the rest was looked at, and those not
-            noted yet.
-        tallies: the projection's counts by (source, outcome).
-    """
-    settled = {str(Effect.APPLIED), str(Effect.SUPERSEDED), DEAD}
-
-    def ours(outcome: str) -> int:
-        return tallies.get((source, outcome), 0)
-
-    done = ours(str(Effect.APPLIED)) + ours(str(Effect.SUPERSEDED)) + ours(DEAD) + ours(COVERED)
-    missing = published - done
-    # an entry that was lost says not whose it was: what is not missing was published again, and settled then
-    lost = min(max(0, missing), sum(n for (_, outcome), n in tallies.items() if outcome == LOST))
-    on_the_way = pending + lost + (undelivered if undelivered is not None else max(0, missing))
-    unexplained = max(0, missing - on_the_way) or min(0, at_most - done)
-    return Accounting(
-        published=published,
-        applied=ours(str(Effect.APPLIED)),
-        superseded=ours(str(Effect.SUPERSEDED)),
-        dead=ours(DEAD),
-        pending=pending,
-        undelivered=undelivered,
-        lost=lost,
-        covered=ours(COVERED),
-        duplicates=sum(n for (_, outcome), n in tallies.items() if outcome == str(Effect.DUPLICATE)),
-        foreign=sum(n for (origin, outcome), n in tallies.items() if origin != source and outcome in settled),
-        conflicts=sum(n for (_, outcome), n in tallies.items() if outcome == CONFLICT),
-        unexplained=unexplained,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class GroupHealth:
-    """One group: what the server knows, what its projection knows, and what is wrong."""
-
-    view: GroupView
-    accounting: Accounting
-    staleness: Percentiles
-    problems: tuple[Problem, ...]
-
-
-def judge_group(view: GroupView, accounting: Accounting, refused: StoreMismatch | None = None) -> tuple[Problem, ...]:
+def judge_group(
+    view: GroupView,
+    accounting: Accounting | None,
+    refused: StoreMismatch | None = None,
+    *,
+    outcomes: Outcomes | None = None,
+    here: bool = True,
+) -> tuple[Problem, ...]:
     """What is wrong with the group of a service. Pure.
 
     Args:
+        accounting: None where it is not known, because the store or the user store is on another host.
         refused: why its store is not the one that the group has fed.
+        outcomes: how its store has settled events, where the accounting is not known.
+        here: whether the service's store is on this host: its commands are run where it is.
     """
     group = view.group
     service = f"the {group} service"
     problems: list[Problem] = []
+
+    def add(kind: str, what: str, remedy: str) -> None:
+        where = "" if here or "imsync" not in remedy else f", where {group}.db is"
+        problems.append(Problem(what, remedy + where, kind, group))
+
+    rebuild, consume, replay = (
+        f"imsync rebuild {group}",
+        f"imsync consume {group}",
+        f"imsync replay pending --group {group}",
+    )
     if refused:
-        problems.append(Problem(f"{service} is stopped: {refused.message}", f"imsync rebuild {group}"))
+        add("store_mismatch", f"{service} is stopped: {refused.message}", rebuild)
     if view.beyond_end:
-        what = f"{service} will be given nothing: somebody moved its group behind the end of the stream"
-        problems.append(Problem(what, f"imsync rebuild {group}"))
+        add(
+            "beyond_end",
+            f"{service} will be given nothing: somebody moved its group behind the end of the stream",
+            rebuild,
+        )
     if view.lag != 0 and not view.alive and (view.lag_seconds is None or view.lag_seconds > STALLED_SECONDS):
-        waiting = "entries wait" if view.lag is None else _count(view.lag, "entry waits", "entries wait")
-        problems.append(Problem(f"{waiting} for {service} and no consumer is alive", f"imsync consume {group}"))
+        waiting = "entries wait" if view.lag is None else counted(view.lag, "entry waits", "entries wait")
+        add("no_consumer", f"{waiting} for {service} and no consumer is alive", consume)
     waits = max(view.lag_seconds or 0.0, view.oldest_pending_seconds or 0.0)
     if view.alive and waits > LATE_SECONDS:
-        alive = _count(len(view.alive), "consumer lives", "consumers live")
-        problems.append(
-            Problem(
-                f"{service} is {waits:.0f} s late although {alive}",
-                f"look at their messages; imsync replay pending --group {group}",
-            )
-        )
+        alive = counted(len(view.alive), "consumer lives", "consumers live")
+        add("late", f"{service} is {waits:.0f} s late although {alive}{_last_trouble(view)}",
+            f"look at their messages; {replay}")  # fmt: skip
     if view.held_by_dead and (view.oldest_pending_seconds or 0.0) > STALLED_SECONDS:
-        held = _count(view.held_by_dead, "entry", "entries")
-        problems.append(Problem(f"dead consumers of {service} hold {held}", f"imsync replay pending --group {group}"))
+        held = counted(view.held_by_dead, "entry", "entries")
+        # the dead need no patience, and what they got a moment ago is younger than what replay waits for by itself
+        add("held_by_dead", f"dead consumers of {service} hold {held}", f"{replay} --min-idle 0s")
     if view.dead:
-        letters = _count(view.dead, "dead letter", "dead letters")
-        problems.append(Problem(f"{service} has {letters}", f"imsync dead list --group {group}"))
-    if accounting.lost:
-        entries = _count(accounting.lost, "entry", "entries")
-        problems.append(
-            Problem(f"{service} lost {entries}, trimmed before they were applied", f"imsync rebuild {group}")
-        )
-    if accounting.conflicts:
-        events = _count(accounting.conflicts, "event that contradicts", "events that contradict")
-        what = f"{service} met {events} its history"
-        problems.append(Problem(what, f"imsync verify, then imsync rebuild {group}"))
-    if accounting.unexplained < 0:
-        events = _count(-accounting.unexplained, "event", "events")
-        what = f"{service} settled {events} more than were published: was the user store restored from a backup?"
-        problems.append(Problem(what, f"imsync verify, then imsync rebuild {group}"))
-    if accounting.unexplained > 0:
-        events = _count(accounting.unexplained, "unexplained event", "unexplained events")
-        problems.append(Problem(f"{service} has {events}", f"imsync verify, then imsync rebuild {group}"))
+        letters = counted(view.dead, "dead letter", "dead letters")
+        add("dead_letters", f"{service} has {letters}",
+            f"imsync dead list --group {group}, then imsync replay dead --group {group}; "
+            f"imsync dead purge --group {group} --all lets go of what stays")  # fmt: skip
+    for problem in _of_accounts(group, accounting, outcomes):
+        add(*problem)
     return tuple(problems)
+
+
+def _of_accounts(
+    group: str, accounting: Accounting | None, outcomes: Outcomes | None
+) -> Iterator[tuple[str, str, str]]:
+    """What the accounts of a group say: kind, what is wrong, what helps."""
+    service, rebuild = f"the {group} service", f"imsync rebuild {group}"
+    conflicts = accounting.conflicts if accounting else outcomes.conflicts if outcomes else 0
+    if conflicts:
+        events = counted(conflicts, "event that contradicts", "events that contradict")
+        yield "conflicts", f"{service} met {events} its history", f"imsync verify, then {rebuild}"
+    if accounting and accounting.lost:
+        entries = counted(accounting.lost, "entry", "entries")
+        yield "lost", f"{service} lost {entries}, trimmed before they were applied", rebuild
+    if accounting and accounting.unexplained is not None and accounting.unexplained < 0:
+        events = counted(-accounting.unexplained, "event", "events")
+        what = f"{service} settled {events} more than were published: was the user store restored from a backup?"
+        # a rebuild leaves alone what is ahead of the source, and the accounts open: the repair comes first
+        yield "unexplained", what, f"imsync verify --repair, then {rebuild}"
+    if accounting and accounting.unexplained is not None and accounting.unexplained > 0:
+        events = counted(accounting.unexplained, "unexplained event", "unexplained events")
+        yield "unexplained", f"{service} has {events}", f"imsync verify, then {rebuild}"
+
+
+def _last_trouble(view: GroupView) -> str:
+    """What the living consumers tell of their latest trouble."""
+    told = [each.life.vitals for each in view.members if each.life and each.life.vitals]
+    latest = max((each for each in told if each.last_error), key=lambda each: each.last_error_ms or 0, default=None)
+    return f" (last trouble: {latest.last_error})" if latest else ""
 
 
 def judge_retention(view: RetentionView, services: Collection[str]) -> tuple[Problem, ...]:
@@ -169,26 +132,67 @@ def judge_retention(view: RetentionView, services: Collection[str]) -> tuple[Pro
     Args:
         services: the groups whose consumers imsync has; any other group is somebody else's.
     """
+    problems: list[Problem] = []
+    if view.full:
+        what = "the stream has given the last entry id that there is: nothing can be published any more"
+        remedy = "let the consumers catch up, then delete the stream: they and imsync relay make it anew"
+        problems.append(Problem(what, remedy, "stream_full"))
     group = view.floor_group
     if group is None or not view.pinned_beyond(OVERFULL):
-        return ()
+        return tuple(problems)
     if group in services:
         who, remedy = f"the {group} service", f"imsync consume {group}"
     else:
         name = shlex.quote(group)  # anybody who may use the server has chosen it, and it is to be typed
         who, remedy = f"group {name}", f"start a consumer of it, or imsync group drop {name}"
     waiting = f"{(view.waiting_seconds or 0.0) / 3600:,.1f} h"
-    entries = _count(view.length, "entry", "entries")
-    return (Problem(f"{who} has not acknowledged an entry for {waiting}, and the stream keeps {entries}", remedy),)
+    entries = counted(view.length, "entry", "entries")
+    what = f"{who} has not acknowledged an entry for {waiting}, and the stream keeps {entries}"
+    return (*problems, Problem(what, remedy, "pinned", group))
 
 
-def judge_outbox(backlog: OutboxBacklog) -> tuple[Problem, ...]:
-    """What is wrong with the outbox. Pure."""
-    if (backlog.oldest_seconds or 0.0) <= STALLED_SECONDS:
+def judge_outbox(
+    backlog: OutboxBacklog, relay: Holder | None = None, pause: Holder | None = None, *, redis_away: bool = False
+) -> tuple[Problem, ...]:
+    """What is wrong with the outbox. Pure.
+
+    Args:
+        relay: who holds the relay's lock; None for nobody.
+        pause: who keeps every relay from its work.
+        redis_away: whether nothing can be sent at this moment.
+    """
+    if not is_stalled(backlog):
         return ()
-    events = _count(backlog.unsent, "event waits", "events wait")
-    return (Problem(f"{events} in the outbox", "imsync relay"),)
+    what = f"{counted(backlog.unsent, 'event waits', 'events wait')} in the outbox"
+    if pause:
+        what += f": relays pause for a rebuild ({pause})"
+        remedy = _wake(pause, "wait for its end")
+    elif relay and relay.stopped:
+        what += f", and the relay that holds it is stopped ({relay})"
+        remedy = _wake(relay, "")
+    elif relay and not redis_away:
+        what += f" although a relay is at work on it ({relay})"
+        end = f"end it, kill -9 {relay.pid}" if relay.here else "end it"
+        remedy = f"look at its messages; if it hangs, {end}, and run imsync relay"
+    elif redis_away:
+        remedy = "none is needed before Redis is back" if relay else "imsync relay, when Redis is back"
+    else:
+        remedy = "imsync relay"
+    return (Problem(what, remedy, "outbox"),)
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+def is_stalled(backlog: OutboxBacklog) -> bool:
+    """Whether the outbox waits for so long that somebody must look."""
+    return (backlog.oldest_seconds or 0.0) > STALLED_SECONDS
+
+
+def judge_store(name: str, error: ImsyncError) -> Problem:
+    """A store that cannot be used. `name`: `user`, or the group of the service."""
+    hint = error.hint or "check the file and its folder"
+    return Problem(error.message, hint, "store_unusable", None if name == "user" else name)
+
+
+def _wake(holder: Holder, otherwise: str) -> str:
+    if not holder.stopped:
+        return otherwise
+    return f"kill -CONT {holder.pid}; or kill -9 {holder.pid}, and another takes over: imsync relay"

@@ -56,6 +56,25 @@ class SentRow:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class RememberedEvent:
+    """An event of a user that the outbox still remembers.
+
+    Args:
+        event_id: its 16 bytes.
+        created_ms: when the edit was committed, in unix milliseconds.
+        entry_id, sent_ms: where in the stream it was put and when; None when it waits to be sent.
+    """
+
+    seq: int
+    event_id: bytes
+    version: int
+    body: bytes
+    created_ms: int
+    entry_id: str | None
+    sent_ms: int | None
+
+
 class Outbox:
     """The outbox in the user store's file.
 
@@ -99,10 +118,13 @@ class Outbox:
         """How many events were published, since the store was made. Those that were lost count when sent again."""
         return self._counter("published")
 
-    def latest_event(self, user_id: int) -> tuple[int, str | None] | None:
-        """The version and the entry id (None: not sent yet) of a user's newest event that the outbox remembers."""
-        rows = self._database.query(SQL["latest_of_user"], (user_id,))
-        return (rows[0][0], rows[0][1]) if rows else None
+    def written(self) -> int:
+        """How many events there are: those that were published, and those that wait."""
+        return int(self._database.query(SQL["written"])[0][0])
+
+    def events_of(self, user_id: int, limit: int = 100) -> list[RememberedEvent]:
+        """A user's newest events that the outbox remembers, the newest first."""
+        return [RememberedEvent(*row) for row in self._database.query(SQL["of_user"], (user_id, limit))]
 
     # ── sending again ────────────────────────────────────────────────────────────────────────────────
 

@@ -10,8 +10,13 @@ SELECT seq, user_id, body FROM outbox WHERE sent_ms IS NULL AND seq > ? ORDER BY
 -- name: backlog
 SELECT count(*), min(created_ms) FROM outbox WHERE sent_ms IS NULL;
 
--- name: latest_of_user
-SELECT version, entry_id FROM outbox WHERE user_id = ? ORDER BY version DESC LIMIT 1;
+-- name: written
+-- In one statement: in between, rows could be noted as sent, or be taken back.
+SELECT n + (SELECT count(*) FROM outbox WHERE sent_ms IS NULL) FROM counter WHERE name = 'published';
+
+-- name: of_user
+SELECT seq, event_id, version, body, created_ms, entry_id, sent_ms FROM outbox WHERE user_id = ?
+ORDER BY version DESC LIMIT ?;
 
 -- name: counter
 SELECT n FROM counter WHERE name = ?;

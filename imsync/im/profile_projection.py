@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from imsync.bus import clock
+from imsync.bus.event import MAX_INT
 from imsync.bus.handler import Received
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Outcome
 from imsync.im.events import IMBaseEvent
 from imsync.im.gate import newest
 from imsync.im.user_store import Profile
 from imsync.store.database import Schema, placeholders
-from imsync.store.projection import CopyState, SourceState
+from imsync.store.projection import NO_ROOM, CopyState, SourceState
 from imsync.store.settlement import CONFLICT, DEAD
 from imsync.store.settlement import SQL as SETTLEMENT_SQL
 from imsync.store.settling import SETTLED_HOURS, SettlingStore
@@ -62,22 +63,26 @@ class Replica(NamedTuple):
 
     def replaces(self, known: Replica | None) -> bool:
         """Whether this state of the source takes the place of what a projection has: it is newer, or it has other
-        content and does not resurrect anybody.
+        content and does not resurrect anybody. Nor does a version stay that leaves no room for a newer one.
         """
         if known is None or self.version > known.version:
             return True
-        if self.version < known.version or (known.deleted and not self.deleted):
-            return False
-        return self[:-1] != known[:-1]
+        is_other = self[:-1] != known[:-1]
+        if known.version >= NO_ROOM:
+            return is_other
+        return is_other and self.version == known.version and (bool(self.deleted) or not known.deleted)
 
     def contradicts(self, event_replica: Replica) -> bool:
         """Whether an event that was superseded by this state, and never seen before, cannot come from the same
         history: it has this version and other content, or a lower version and a much later time, or it comes after
-        a tombstone. (Clocks step; they raise an alarm here and decide nothing.)
+        a tombstone and is none. (Clocks step; they raise an alarm here and decide nothing. A tombstone may come twice:
+        a repair publishes a deletion again for the sake of one projection, and every other has it already.)
         """
         other = event_replica
         if other.version < self.version:
             return other.occurred_ms > self.occurred_ms + CLOCK_TOLERANCE_MS
+        if other.deleted and self.deleted:
+            return False
         return other.version > self.version or (
             (other.nick_name, other.head_image, other.deleted) != (self.nick_name, self.head_image, self.deleted)
         )
@@ -122,9 +127,10 @@ class ProfileProjection(SettlingStore):
         view: Any = event
         return Replica(event.id, event.version, view.nick_name, getattr(view, self.picture), False, occurred_ms)
 
-    def expected(self, source: SourceState) -> tuple[str, str]:
+    @classmethod
+    def expected(cls, source: SourceState) -> tuple[str, str]:
         """The (nick_name, head_image) that a right copy of this source has."""
-        return source.content["nick_name"], source.content[self.picture]
+        return source.content["nick_name"], source.content[cls.picture]
 
     # ── the bus's handler ────────────────────────────────────────────────────────────────────────────
 
@@ -186,17 +192,30 @@ class ProfileProjection(SettlingStore):
 
     def states(self, after: int, limit: int) -> list[CopyState]:
         """The states of at most `limit` users above the id `after`, in rising order."""
-        return [
-            CopyState(user_id, version, bool(deleted), (nick_name, head_image), rows, int(stale))
-            for user_id, version, deleted, nick_name, head_image, rows, stale in self._database.query(
-                self.sql["states"], (after, limit)
-            )
-        ]
+        found = self._database.query(self.sql["states"], (after, limit))
+        last = found[-1][0] if len(found) == limit else MAX_INT
+        ((rows,),) = self._database.query(self.sql["rows_between"], (after, last))
+        if rows != sum(row[5] for row in found):  # some have no replica; or one came between the two looks
+            found = self._database.query(self.sql["all_states"], (after, limit))
+        return [_state(row) for row in found]
 
     def state(self, key: int) -> CopyState | None:
         """One user's state; None when nothing is known of it and no row copies it."""
-        rows = self.states(key - 1, 1)
-        return rows[0] if rows and rows[0].key == key else None
+        found = self._database.query(self.sql["all_states"], (key - 1, 1))
+        return _state(found[0]) if found and found[0][0] == key else None
+
+    def applied(self, key: int) -> tuple[int, bool]:
+        """The applied version of a user, 0 for none, and whether it is deleted. Looks at no rows."""
+        found = self._replicas({key}).get(key)
+        return (found.version, bool(found.deleted)) if found else (0, False)
+
+    def contents(self, key: int) -> dict[tuple[str, ...], int]:
+        """What the rows that copy a user hold, as (nick_name, head_image), and how many of them hold it."""
+        return {tuple(content): n for *content, n in self._database.query(self.sql["contents"], (key,))}
+
+    def overrides(self, key: int) -> int:
+        """How many of the rows that copy a user have an override of their own, which no event touches."""
+        return int(self._database.query(self.sql["overrides"], (key,))[0][0])
 
     # ── snapshots of the source ──────────────────────────────────────────────────────────────────────
 
@@ -213,7 +232,7 @@ class ProfileProjection(SettlingStore):
         Raises:
             StoreUnusable: nothing was changed; try again.
         """
-        snapshot = [self._replica_of_source(state, _now_ms()) for state in page]
+        snapshot = [self._replica_of_source(state, clock.now_ms()) for state in page]
         with self._settling() as connection:
             known = self._replicas({replica.user_id for replica in snapshot})
             written = [r for r in snapshot if r.replaces(known.get(r.user_id))]
@@ -237,7 +256,7 @@ class ProfileProjection(SettlingStore):
     def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile], source: str) -> None:
         """Fills a fresh store from a snapshot of the source."""
         self._settlements.recognise(connection, source)
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         connection.executemany(
             REPLICA_SQL["write_replica"], (self._replica_of_source(_as_source(p), now_ms) for p in profiles)
         )
@@ -255,8 +274,9 @@ class ProfileProjection(SettlingStore):
             yield from self._database.query(REPLICA_SQL[statement] + placeholders(len(chunk)), chunk)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+def _state(row: tuple[Any, ...]) -> CopyState:
+    user_id, version, deleted, nick_name, head_image, rows, stale = row
+    return CopyState(user_id, version, bool(deleted), (nick_name, head_image), rows, stale)
 
 
 def _as_source(p: Profile) -> SourceState:

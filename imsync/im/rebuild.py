@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imsync.bus.binding import Binding
 from imsync.bus.bus import Bus
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.inspection import GroupView, is_beyond_end, view_group
@@ -22,6 +21,7 @@ from imsync.errors import InfrastructureError, UsageError
 from imsync.im.profile_projection import ProfileProjection
 from imsync.im.relay import Relay
 from imsync.im.user_store import UserStore
+from imsync.im.wording import counted
 from imsync.store.settlement import DEAD
 
 PAGE = 500
@@ -91,7 +91,7 @@ def rebuild(
     group = projection.name
     check_stopped(view_group(bus, destination, group))
     stream = bus.stream(destination)
-    binding = Binding(bus.client, stream, bus.keys(destination), group, projection)
+    binding = bus.binding(destination, group, projection)
     with relay.alone():
         projection.begin_filling()
         binding.rebind(0)
@@ -132,7 +132,7 @@ def check_stopped(view: GroupView) -> None:
         UsageError: one is.
     """
     if view.alive:
-        alive = "1 living consumer" if len(view.alive) == 1 else f"{len(view.alive):,} living consumers"
+        alive = counted(len(view.alive), "living consumer")
         raise UsageError(f"group {view.group!a} has {alive}", "stop them, then run it again")
 
 

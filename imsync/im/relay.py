@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import IO
 
 from imsync.bus.publisher import Publisher
 from imsync.bus.retry import Backoff
-from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, StoreUnusable
+from imsync.bus.telemetry import Relayed, RelayTrouble, Resent
+from imsync.errors import ImsyncError, InfrastructureError, RedisRefused
 from imsync.im.loss import LossCheck
 from imsync.im.outbox import OutboxRow
 from imsync.im.pruning import Pruning
+from imsync.im.relay_lock import LOCK, PAUSE, locked
 from imsync.im.user_store import UserStore
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,6 @@ MOST_LOSSES = 3
 PRUNING_STEPS = 10
 """How many batches one delivery prunes at most: somebody waits for its end."""
 
-LOCK = ".relay-lock"
-"""What the active relay holds, a file beside the store."""
-PAUSE = ".relay-pause"
-"""What somebody holds who wants to be alone with the outbox."""
-
 Order = Callable[[Sequence[OutboxRow]], Sequence[OutboxRow]]
 """Arranges the rows of a round trip: the simulator repeats and reorders some. The identity otherwise."""
 
@@ -48,7 +44,7 @@ class Relay:
 
     Args:
         store: whose outbox.
-        publisher: where to.
+        publisher: where to. Its telemetry is the relay's, too.
         batch: the most events per round trip.
         order: how the rows of a round trip are arranged.
         history_hours: the stream's retention keeps entries for as long; what is gone earlier was lost. See `LossCheck`.
@@ -75,6 +71,7 @@ class Relay:
     ) -> None:
         self._store = store
         self._publisher = publisher
+        self._telemetry = publisher.telemetry
         self._batch = batch
         self._order = order
         self._loss = LossCheck(store, publisher, history_hours=history_hours, on_lost=self._note_loss)
@@ -136,6 +133,8 @@ class Relay:
 
     def _note_loss(self, rows: int) -> None:
         self.resent += rows
+        if self._telemetry:
+            self._telemetry.emit(Resent(self._publisher.stream.key, rows))
         self._on_lost(rows)
 
     def _trimmed_by_somebody(self) -> RedisRefused:
@@ -169,6 +168,8 @@ class Relay:
         noted = self._store.mark_sent(self._sent)
         self._sent = []
         self.published += noted
+        if self._telemetry:
+            self._telemetry.emit(Relayed(self._publisher.stream.key, noted))
         self._on_sent(noted)
         return noted
 
@@ -253,6 +254,9 @@ class Relay:
                         failures += 1
                         delay = backoff.delay(failures, rng)
                         on_trouble(error, delay)
+                        if self._telemetry:
+                            stream = self._publisher.stream.key
+                            self._telemetry.emit(RelayTrouble(stream, error.kind, error.message, failures, delay))
                         stop.wait(delay)
             stop.wait(poll_seconds)
         return self.published - published_before
@@ -297,31 +301,9 @@ class Relay:
         with self._lock(PAUSE, fcntl.LOCK_SH) as free:
             return not free
 
-    @contextmanager
-    def _lock(self, suffix: str = LOCK, kind: int = fcntl.LOCK_EX) -> Iterator[IO[bytes] | None]:
-        """A lock beside the store; None when another holds it. The kernel frees it when a process dies."""
-        path = f"{self._store.path}{suffix}"
-        try:
-            file = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "rb+")
-        except OSError as error:
-            raise _lock_unusable(path, error) from error
-        with file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held = False
-            except OSError as error:
-                raise _lock_unusable(path, error) from error
-            else:
-                held = True
-            yield file if held else None
+    def _lock(self, suffix: str = LOCK, kind: int = fcntl.LOCK_EX) -> AbstractContextManager[IO[bytes] | None]:
+        return locked(f"{self._store.path}{suffix}", kind)
 
 
 def _told(stop: threading.Event | None) -> bool:
     return stop is not None and stop.is_set()
-
-
-def _lock_unusable(path: str, error: OSError) -> StoreUnusable:
-    return StoreUnusable(
-        f"cannot lock {path}: {error.strerror}", "it must be a file that you may write, on a disk that has locks"
-    )

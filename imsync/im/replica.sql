@@ -34,11 +34,12 @@ WHERE excluded.version > user_profile_replica.version AND NOT user_profile_repli
 
 -- name: write_snapshot
 -- What the source says at the same version counts too; but no version falls, and no tombstone is resurrected by a
--- state that is not newer.
+-- state that is not newer. Only a version that leaves no room for a newer one, which no source has counted, gives way.
 INSERT INTO user_profile_replica (user_id, version, nick_name, head_image, deleted, occurred_ms)
 VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET
     version = excluded.version, nick_name = excluded.nick_name, head_image = excluded.head_image,
     deleted = excluded.deleted, occurred_ms = excluded.occurred_ms
 WHERE excluded.version > user_profile_replica.version
-OR (excluded.version = user_profile_replica.version AND (excluded.deleted OR NOT user_profile_replica.deleted));
+OR (excluded.version = user_profile_replica.version AND (excluded.deleted OR NOT user_profile_replica.deleted))
+OR user_profile_replica.version >= 9223372036854775806;

@@ -6,27 +6,20 @@ An edit that was accepted is an event that will be published, and an edit that w
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from imsync.bus.clock import now_ms
 from imsync.bus.codec import encode
-from imsync.bus.event import PositiveInt
+from imsync.bus.telemetry import Telemetry
 from imsync.errors import ImsyncError, UsageError
-from imsync.im.events import (
-    IMAGE_URL_MAX,
-    NICK_NAME_MAX,
-    ImageUrl,
-    NickName,
-    UserDeleted,
-    UserUpdated,
-)
+from imsync.im.events import PROFILE_FIELDS
 from imsync.im.outbox import Outbox, OutboxBacklog, OutboxRow
+from imsync.im.profile import Profile, ProfileEdit, nobody
 from imsync.store.database import Database, Schema, placeholders
 from imsync.store.projection import SourceState
 from imsync.store.sql import load
@@ -38,94 +31,15 @@ __all__ = [
     "Profile",
     "ProfileEdit",
     "Rejection",
+    "TouchReport",
     "UserStore",
 ]
 
 SQL = load("imsync.im", "user_store.sql")
 SCHEMA = Schema("user store", "IMSU", [SQL["schema"], SQL["schema_2"]])
 
+_NOTHING = dict.fromkeys(PROFILE_FIELDS, "")
 _LOOKUP_CHUNK = 500
-
-
-class ProfileEdit(BaseModel):
-    """What a person changes: the fields that are None stay as they are.
-
-    Raises:
-        pydantic.ValidationError: an id out of range, a text too long or with a NUL, an empty nickname.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-    user_id: PositiveInt
-    nick_name: NickName | None = Field(default=None, min_length=1)
-    head_image: ImageUrl | None = None
-    head_image_thumb: ImageUrl | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it changes nothing."""
-        return self.nick_name is None and self.head_image is None and self.head_image_thumb is None
-
-    @classmethod
-    def checked(cls, **values: Any) -> ProfileEdit:
-        """An edit from outside.
-
-        Raises:
-            UsageError: it breaks a bound or changes nothing; the message names the field and never the input.
-        """
-        try:
-            edit = cls(**values)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = str(first["loc"][0])
-            raise UsageError(f"bad {field}: {first['msg'][0].lower()}{first['msg'][1:]}", _bounds(field)) from None
-        if edit.is_empty:
-            raise UsageError("an edit that changes nothing", "give a nick name, a head image or a thumb")
-        return edit
-
-
-def _bounds(field: str) -> str:
-    return {
-        "user_id": "ids are whole numbers from 1 to 9223372036854775807",
-        "nick_name": f"nicknames have 1 to {NICK_NAME_MAX} characters",
-        "head_image": f"picture URLs have at most {IMAGE_URL_MAX} characters; empty for no picture",
-        "head_image_thumb": f"picture URLs have at most {IMAGE_URL_MAX} characters; empty for no picture",
-    }.get(field, "the fields are user_id, nick_name, head_image, head_image_thumb")
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A user's row."""
-
-    id: int
-    user_name: str
-    nick_name: str
-    head_image: str
-    head_image_thumb: str
-    version: int = 1
-    deleted: int = 0
-
-    def edited(self, edit: ProfileEdit) -> Profile:
-        """This profile after the edit: itself when nothing changes, else with the next version."""
-        after = replace(
-            self,
-            nick_name=self.nick_name if edit.nick_name is None else edit.nick_name,
-            head_image=self.head_image if edit.head_image is None else edit.head_image,
-            head_image_thumb=self.head_image_thumb if edit.head_image_thumb is None else edit.head_image_thumb,
-        )
-        return self if after == self else replace(after, version=self.version + 1)
-
-    def event(self) -> UserUpdated | UserDeleted:
-        """The event that tells everybody of this state."""
-        if self.deleted:
-            return UserDeleted(id=self.id, version=self.version)
-        return UserUpdated(
-            id=self.id,
-            version=self.version,
-            nick_name=self.nick_name,
-            head_image=self.head_image,
-            head_image_thumb=self.head_image_thumb,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +60,28 @@ class EditReport:
     last_seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class TouchReport:
+    """What became of users that were to be published anew.
+
+    Args:
+        touched: their new versions.
+        refused: why others were not, by their ids.
+        last_seq: the last row of the outbox that was written; 0 when none was.
+    """
+
+    touched: Mapping[int, int]
+    refused: Mapping[int, str]
+    last_seq: int
+
+
 class UserStore(Outbox):
     """Profiles and their outbox in one SQLite file.
 
     Args:
         path: the file.
         create: make it; otherwise it must exist.
+        telemetry: who may give the events of edits a place in a trace.
 
     Raises:
         StoreUnusable: it is missing, damaged, locked, of another kind or of a newer version.
@@ -163,13 +93,15 @@ class UserStore(Outbox):
         *,
         create: bool = False,
         busy_timeout_ms: int = 5000,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = now_ms,
+        telemetry: Telemetry | None = None,
     ) -> None:
         super().__init__(Database(path, SCHEMA, busy_timeout_ms=busy_timeout_ms, create=create), clock_ms)
         if not self._meta("store_id"):
             with self._database.atomic() as connection:
                 if not self._meta("store_id"):  # read again under the lock: another process may have set it
                     connection.execute(SQL["set_meta"], ("store_id", str(uuid4())))
+        self._telemetry = telemetry or Telemetry()
         self.source = f"urn:imsync:user-store:{self._meta('store_id')}"
 
     @property
@@ -251,6 +183,38 @@ class UserStore(Outbox):
             self._write(connection, [gone])
             self._announce(connection, [gone])
 
+    def touch(self, above: Mapping[int, int]) -> TouchReport:
+        """Publishes users anew as they are, in one transaction, each under the next version above its own and above a
+        given one, so that every copy takes it.
+
+        An id that nobody here knows becomes a tombstone: copies of such a user are emptied, as those of a deleted one.
+
+        Args:
+            above: by id, the highest version that any copy of the user has.
+
+        Raises:
+            StoreUnusable: nothing was changed.
+        """
+        refused: dict[int, str] = {}
+        with self._database.atomic() as connection:
+            known = self.profiles(above)
+            after: list[Profile] = []
+            for user_id, version in above.items():
+                before = known.get(user_id) or nobody(user_id)
+                try:
+                    after.append(before.touched(version))
+                    after[-1].event()
+                except UsageError as error:
+                    refused[user_id] = error.message
+                except ValidationError as error:
+                    place = error.errors(include_url=False, include_input=False)[0]["loc"][0]
+                    refused[user_id] = f"its {place} breaks the bounds of an event"
+                    after.pop()
+            connection.executemany(SQL["insert_user"], [self._row(p) for p in after if p.id not in known])
+            self._write(connection, [p for p in after if p.id in known])
+            last_seq = self._announce(connection, after)
+        return TouchReport({p.id: p.version for p in after}, refused, last_seq)
+
     def bootstrap(self, profiles: Iterable[Profile], *, origin: str) -> None:
         """Fills a fresh store without publishing: the projections are filled from the same snapshot."""
         with self._database.atomic() as connection:
@@ -276,7 +240,9 @@ class UserStore(Outbox):
                 key=user_id,
                 version=version,
                 deleted=bool(deleted),
-                content={"nick_name": nick_name, "head_image": head_image, "head_image_thumb": thumb},
+                content=_NOTHING
+                if deleted
+                else {"nick_name": nick_name, "head_image": head_image, "head_image_thumb": thumb},
             )
             for user_id, nick_name, head_image, thumb, version, deleted in self._database.query(
                 SQL["scan"], (after, limit)
@@ -287,6 +253,15 @@ class UserStore(Outbox):
         """One user, as `verify` compares it; None when there is no such user."""
         rows = self.states(user_id - 1, 1)
         return rows[0] if rows and rows[0].key == user_id else None
+
+    def edited_ms(self, user_id: int) -> int | None:
+        """When a user's row was written last, in unix milliseconds; None when there is no such user."""
+        rows = self._database.query(SQL["edited_ms"], (user_id,))
+        return int(rows[0][0]) if rows else None
+
+    def ids(self, after: int, limit: int) -> list[int]:
+        """At most `limit` ids of users above the id `after`, in rising order."""
+        return [user_id for (user_id,) in self._database.query(SQL["ids"], (after, limit))]
 
     def count_users(self) -> int:
         """How many users there are, deleted ones included."""
@@ -310,7 +285,7 @@ class UserStore(Outbox):
         )
 
     def _announce(self, connection: sqlite3.Connection, history: Sequence[Profile]) -> int:
-        events = [profile.event() for profile in history]
+        events = self._telemetry.traced([profile.event() for profile in history])
         return self._enqueue(connection, [(event, encode(event, source=self.source)) for event in events])
 
     def _row(self, p: Profile) -> tuple[object, ...]:

@@ -75,8 +75,14 @@ WHERE id = ?;
 SELECT id, nick_name, head_image, head_image_thumb, version, deleted FROM im_user
 WHERE id > ? ORDER BY id LIMIT ?;
 
+-- name: ids
+SELECT id FROM im_user WHERE id > ? ORDER BY id LIMIT ?;
+
 -- name: count_users
 SELECT count(*) FROM im_user;
 
 -- name: active_ids
 SELECT id FROM im_user WHERE deleted = 0 ORDER BY id;
+
+-- name: edited_ms
+SELECT updated_ms FROM im_user WHERE id = ?;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from imsync.bus.telemetry import Telemetry
 from imsync.im.friend_store import FriendStore
 from imsync.im.group_store import GroupStore
 from imsync.im.profile_projection import ProfileProjection
@@ -26,6 +27,7 @@ class Workspace:
     data_dir: Path
     busy_timeout_ms: int = 5000
     settled_hours: float = SETTLED_HOURS
+    telemetry: Telemetry | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -38,7 +40,7 @@ class Workspace:
 
     def user_store(self) -> UserStore:
         """The user service's store."""
-        return UserStore(self.path_of("user"), busy_timeout_ms=self.busy_timeout_ms)
+        return UserStore(self.path_of("user"), busy_timeout_ms=self.busy_timeout_ms, telemetry=self.telemetry)
 
     def projection(self, name: str, *, create: bool = False) -> ProfileProjection:
         """The store of the service that follows as `group` or `friend`.

@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 
 from imsync.settings.url import redact, split_url
 
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 def _user_data_folder() -> Path:
     from platformdirs import user_data_path
@@ -173,6 +176,15 @@ class Settings(_Table):
         description="What the name of every key in Redis begins with. Installations that share a server need "
         "different ones; a changed one is a fresh start with empty streams.",
     )
+    log_format: str = Field(
+        default="text",
+        description="What stderr gets: text for people, or json for programs, one object per line.",
+    )
+    log_level: str = Field(
+        default="warning",
+        description="The least severe log lines that are shown: debug, info, warning or error. A command's own "
+        "messages always are.",
+    )
     consumer: ConsumerSettings = Field(default_factory=ConsumerSettings)
     relay: RelaySettings = Field(default_factory=RelaySettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
@@ -199,6 +211,20 @@ class Settings(_Table):
     def _prefix_is_a_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", name):
             raise ValueError("must be 1 to 64 letters, digits or any of . _ : -")
+        return name
+
+    @field_validator("log_format")
+    @classmethod
+    def _log_format_is_known(cls, name: str) -> str:
+        if name not in LOG_FORMATS:
+            raise ValueError(f"must be {' or '.join(LOG_FORMATS)}")
+        return name
+
+    @field_validator("log_level")
+    @classmethod
+    def _log_level_is_known(cls, name: str) -> str:
+        if name not in LOG_LEVELS:
+            raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
         return name
 
     def public(self) -> dict[str, object]:

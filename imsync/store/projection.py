@@ -6,14 +6,17 @@ applied, and the copies that it made of the content.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from imsync.bus.event import Event
+from imsync.bus.event import MAX_INT, Event
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import Outcome
-from imsync.store.settlement import Percentiles
+from imsync.store.settlement import Percentiles, Settlement
+
+NO_ROOM = MAX_INT - 1
+"""A version from which on a key could not be published and then be changed once more. No source has counted so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,39 @@ class CopyState:
     stale_rows: int
 
 
-class Projection(Protocol):
-    """A store that follows events."""
+class Copies(Protocol):
+    """What `verify` reads of a projection: of the store itself, or of an export of it."""
 
     @property
     def name(self) -> str:
         """The projection's name, which is its consumer group's."""
         ...
+
+    def states(self, after: int, limit: int) -> list[CopyState]:
+        """The states of at most `limit` keys above `after`, in rising order."""
+        ...
+
+    def state(self, key: int) -> CopyState | None:
+        """One key's state; None when nothing is known of it and no row copies it."""
+        ...
+
+    def contents(self, key: int) -> Mapping[tuple[str, ...], int]:
+        """What the rows that copy a key hold, in the order of `CopyState.content`, and how many of them hold it."""
+        ...
+
+    def expected(self, source: SourceState) -> tuple[str, ...]:
+        """The content that a right copy of this source has."""
+        ...
+
+    def settled(self, event_ids: Collection[bytes]) -> Mapping[bytes, Settlement]:
+        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes). An
+        entry of which no event is known has the id `imsync.store.settlement.key_of` gives it.
+        """
+        ...
+
+
+class Projection(Copies, Protocol):
+    """A store that follows events."""
 
     @property
     def events(self) -> Sequence[type[Event]]:
@@ -74,26 +103,38 @@ class Projection(Protocol):
         """See `imsync.bus.SettlementLog`."""
         ...
 
-    def states(self, after: int, limit: int) -> list[CopyState]:
-        """The states of at most `limit` keys above `after`, in rising order."""
-        ...
-
-    def state(self, key: int) -> CopyState | None:
-        """One key's state; None when nothing is known of it and no row copies it."""
-        ...
-
-    def expected(self, source: SourceState) -> tuple[str, ...]:
-        """The content that a right copy of this source has."""
-        ...
-
-    def close(self) -> None:
-        """Closes the store."""
-        ...
-
     def tallies(self) -> Mapping[tuple[str, str], int]:
         """How many events were settled, by (source, outcome)."""
         ...
 
     def staleness(self) -> Percentiles:
         """How old edits were when their copies were brought up to date, over the last day."""
+        ...
+
+    def close(self) -> None:
+        """Closes the store."""
+        ...
+
+
+@runtime_checkable
+class FailureLog(Protocol):
+    """What a projection may offer besides: which events it settled without an effect, so that an export of it can say
+    why copies are behind.
+    """
+
+    def failures(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Settlement]]:
+        """At most `limit` events above the id `after` that became dead letters or were lost, in the order of their
+        ids.
+        """
+        ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """What a projection may offer besides: how far a key is, without a look at the rows that copy it, which may be very
+    many. Otherwise it is asked for the whole `state`.
+    """
+
+    def applied(self, key: int, /) -> tuple[int, bool]:
+        """The applied version of a key, 0 for none, and whether it is deleted."""
         ...

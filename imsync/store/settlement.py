@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +40,10 @@ _HOUR_MS = 3_600_000
 _STALENESS_HOURS = 48
 
 
+Histogram = Mapping[int, Mapping[int, int]]
+"""How many edits were how old: by hour (since 1970) and bucket, which is floor(20 * log10(milliseconds))."""
+
+
 class Settled(NamedTuple):
     """One event to record as settled."""
 
@@ -47,6 +51,13 @@ class Settled(NamedTuple):
     outcome: str
     entry_id: str
     source: str
+
+
+class Settlement(NamedTuple):
+    """How an event was settled, and the newest entry of it that is known."""
+
+    outcome: str
+    entry_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,21 @@ class SettlementTable:
             found.update(self._database.query(SQL["known"] + placeholders(len(chunk)), chunk))
         return found
 
+    def look_up(self, keys: Collection[bytes]) -> dict[bytes, Settlement]:
+        """How those of the events were settled that are."""
+        found: dict[bytes, Settlement] = {}
+        wanted = sorted(keys)
+        for start in range(0, len(wanted), _LOOKUP_CHUNK):
+            chunk = wanted[start : start + _LOOKUP_CHUNK]
+            for key, outcome, entry_id in self._database.query(SQL["settlements"] + placeholders(len(chunk)), chunk):
+                found[key] = Settlement(outcome, entry_id)
+        return found
+
+    def failures(self, after: bytes, limit: int) -> list[tuple[bytes, Settlement]]:
+        """At most `limit` events above a key that are dead or lost, in their order. Reads the whole table."""
+        rows = self._database.query(SQL["failures"], (after, limit))
+        return [(key, Settlement(outcome, entry_id)) for key, outcome, entry_id in rows]
+
     def settled_entries(self, entry_ids: Sequence[str]) -> set[str]:
         """Those of the entries that are settled already. Reads the whole table: for what hardly ever happens."""
         found: set[str] = set()
@@ -113,6 +139,15 @@ class SettlementTable:
         self.count(connection, Counter((row.source, row.outcome) for row in settled))
         dead = Counter((row.source, DEAD) for row in settled)
         self.count(connection, {key: -n for key, n in dead.items()})
+
+    def end_undecoded(self, connection: sqlite3.Connection, entry_ids: Iterable[str]) -> None:
+        """Forgets that entries were dead because nobody could decode them. Somebody has, and from now on each counts by
+        its event id: under both keys it would count twice.
+        """
+        keys = [(key_of(None, entry_id), DEAD) for entry_id in entry_ids]
+        ended = connection.executemany(SQL["end_undecoded"], keys).rowcount if keys else 0
+        if ended:
+            self.count(connection, {("", DEAD): -ended})
 
     def count(self, connection: sqlite3.Connection, numbers: Mapping[tuple[str, str], int]) -> None:
         """Adds to the tallies, by (source, outcome)."""
@@ -175,15 +210,32 @@ class SettlementTable:
     def staleness(self, hours: int = 24) -> Percentiles:
         """The percentiles over the last hours, at most 48."""
         since = time.time_ns() // 1_000_000 // _HOUR_MS - hours
-        histogram = self._database.query(SQL["staleness"], (since,))
-        total = sum(n for _, n in histogram)
+        return percentiles(dict(self._database.query(SQL["staleness"], (since,))))
 
-        def percentile(share: float) -> float | None:
-            passed = 0
-            for bucket, n in histogram:
-                passed += n
-                if passed >= share * total:
-                    return float(round(10 ** ((bucket + 1) / 20), 1))
-            return None
+    def histogram(self) -> Histogram:
+        """How old edits were when their copies were brought up to date, hour by hour, over the last 48."""
+        since = time.time_ns() // 1_000_000 // _HOUR_MS - _STALENESS_HOURS
+        by_hour: dict[int, dict[int, int]] = {}
+        for hour, bucket, n in self._database.query(SQL["staleness_by_hour"], (since,)):
+            by_hour.setdefault(hour, {})[bucket] = n
+        return by_hour
 
-        return Percentiles(percentile(0.50), percentile(0.99))
+
+def upper_edge_ms(bucket: int) -> float:
+    """Below which age, in milliseconds, the edits of a bucket of `Histogram` were."""
+    return float(round(10 ** ((bucket + 1) / 20), 1))
+
+
+def percentiles(buckets: Mapping[int, int]) -> Percentiles:
+    """Of ages that are counted by bucket."""
+    total = sum(buckets.values())
+
+    def percentile(share: float) -> float | None:
+        passed = 0
+        for bucket in sorted(buckets):
+            passed += buckets[bucket]
+            if total and passed >= share * total:
+                return upper_edge_ms(bucket)
+        return None
+
+    return Percentiles(percentile(0.50), percentile(0.99))

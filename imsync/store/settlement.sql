@@ -91,8 +91,18 @@ SELECT event_key, outcome FROM settled WHERE event_key >= ? LIMIT ?;
 -- name: known
 SELECT event_key, outcome FROM settled WHERE event_key IN
 
+-- name: settlements
+SELECT event_key, outcome, entry_id FROM settled WHERE event_key IN
+
+-- name: failures
+SELECT event_key, outcome, entry_id FROM settled WHERE event_key > ? AND outcome IN ('dead', 'lost')
+ORDER BY event_key LIMIT ?;
+
 -- name: settled_entries
 SELECT entry_id FROM settled WHERE entry_id IN
+
+-- name: end_undecoded
+DELETE FROM settled WHERE event_key = ? AND outcome = ?;
 
 -- name: count
 INSERT INTO tally (source, outcome, n) VALUES (?, ?, ?)
@@ -123,6 +133,9 @@ ON CONFLICT (hour, bucket) DO UPDATE SET n = n + excluded.n;
 
 -- name: prune_staleness
 DELETE FROM staleness WHERE hour < ?;
+
+-- name: staleness_by_hour
+SELECT hour, bucket, n FROM staleness WHERE hour >= ? ORDER BY hour, bucket;
 
 -- name: staleness
 SELECT bucket, sum(n) FROM staleness WHERE hour >= ? GROUP BY bucket ORDER BY bucket;

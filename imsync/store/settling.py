@@ -7,20 +7,30 @@ that it was filled from covers.
 from __future__ import annotations
 
 import sqlite3
-import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imsync.bus import clock
 from imsync.bus.entry import id_parts
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import DUPLICATE, Ack, Outcome
 from imsync.errors import StoreMismatch
 from imsync.store.database import Database, Schema
-from imsync.store.settlement import DEAD, LOST, SQL, Percentiles, Settled, SettlementTable, key_of
+from imsync.store.settlement import (
+    DEAD,
+    LOST,
+    SQL,
+    Histogram,
+    Percentiles,
+    Settled,
+    Settlement,
+    SettlementTable,
+    key_of,
+)
 
 SETTLED_HOURS = 168.0
 PRUNE_LIMIT = 1000
@@ -237,6 +247,23 @@ class SettlingStore:
             lost = [entry_id for entry_id in entry_ids if entry_id not in settled and id_parts(entry_id) > covered]
             self._record_once(connection, [Settled(key_of(None, entry_id), LOST, entry_id, "") for entry_id in lost])
 
+    def settled(self, event_ids: Collection[bytes]) -> dict[bytes, Settlement]:
+        """How those of the events were settled that are and that are still remembered, by their ids (16 bytes). An
+        entry of which no event is known has the id `key_of` gives it.
+        """
+        return self._settlements.look_up(event_ids)
+
+    def failures(self, after: bytes, limit: int) -> list[tuple[bytes, Settlement]]:
+        """At most `limit` events above the id `after` that became dead letters or were lost, in the order of their
+        ids.
+        """
+        return self._settlements.failures(after, limit)
+
+    def record_redriven(self, entry_ids: Sequence[str]) -> None:
+        """Forgets that entries were dead because nobody could decode them. See `imsync.bus.RedrivenLog`."""
+        with self._settling() as connection:
+            self._settlements.end_undecoded(connection, entry_ids)
+
     def tallies(self) -> dict[tuple[str, str], int]:
         """How many events were settled, by (source, outcome)."""
         return self._settlements.tallies()
@@ -244,6 +271,10 @@ class SettlingStore:
     def staleness(self) -> Percentiles:
         """How old events were when they took effect, over the last day."""
         return self._settlements.staleness()
+
+    def staleness_by_hour(self) -> Histogram:
+        """The same as counts, hour by hour, over the last two days."""
+        return self._settlements.histogram()
 
     def _record_once(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
         known = self._settlements.known([row.key for row in rows])
@@ -281,7 +312,8 @@ class SettlingStore:
                 copies.append((key, received.entry_id))
             elif key in known:
                 revived.append(Settled(key, outcome.effect, received.entry_id, source))
-                copies.append((key, received.entry_id))
+                # its letter goes after this is committed: until then it may be redriven as if it were a new one
+                copies.append((key, max(received.entry_id, f"{clock.now_ms()}-0", key=id_parts)))
             else:
                 new.append(Settled(key, outcome.effect, received.entry_id, source))
         self._record_new(connection, new)
@@ -300,7 +332,7 @@ class SettlingStore:
 
     def _record_staleness(self, connection: sqlite3.Connection, occurred_ms: Iterable[int]) -> None:
         """Notes how old events are at the moment they take effect, by when they occurred."""
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         self._settlements.add_staleness(connection, [now_ms - ms for ms in occurred_ms], now_ms)
 
     # ── forgetting ───────────────────────────────────────────────────────────────────────────────────
@@ -309,8 +341,9 @@ class SettlingStore:
         """Forgets settled events of which no repeat can come any more; how many. See `imsync.bus.PrunedLog`.
 
         An event is forgotten when its newest entry is no longer in the stream, when both the event and that entry are
-        older than `settled_hours`, and when no dead letter holds it. Each call looks at the next few rows, at most
-        `PRUNE_LIMIT`, in one short transaction; as long as it returns some, there may be more.
+        older than `settled_hours`, and when no dead letter holds it. One that was dead is young again when it is
+        applied. Each call looks at the next few rows, at most `PRUNE_LIMIT`, in one short transaction; as long as it
+        returns some, there may be more.
 
         Args:
             first_id: the id of the stream's first entry.
@@ -319,7 +352,7 @@ class SettlingStore:
             StoreUnusable: nothing was changed.
         """
         first = id_parts(first_id)
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         old_ms = max(0, now_ms - self._settled_ms)
         rows = self._next_rows(_first_key_of(old_ms), _first_key_of(now_ms + _CLOCKS_AHEAD_MS))
         done = [
@@ -344,10 +377,6 @@ class SettlingStore:
                 break
             self._looked_up_to = ahead if in_front else b""
         return rows
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _first_key_of(unix_ms: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.driver import Imsync, free_port
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, StartServer
 
 USERS, GROUPS = 300, 40
@@ -66,13 +67,24 @@ def stores(im: Imsync) -> Imsync:
 
 
 @pytest.fixture
+def here(bare: Imsync, template: Path) -> InProcess:
+    """The made stores alone, with the commands in this process."""
+    bare.data.mkdir(mode=0o700)
+    for name in ("user", "group", "friend"):
+        shutil.copy(template / f"{name}.db", bare.data)
+    return InProcess.of(bare)
+
+
+@pytest.fixture
 def on_server(stores: Imsync, server: Server) -> Imsync:
     """The command line on made stores and a server that other tests use too, with the groups of `init`."""
-    stores.set(URL=server.url)
-    with stores.client() as client:
-        for group in ("group", "friend"):
-            client.xgroup_create(stores.stream, group, "0", mkstream=True)
-    return stores
+    return stores.on(server)
+
+
+@pytest.fixture
+def inside(on_server: Imsync) -> Imsync:
+    """The same, with the commands in this process."""
+    return InProcess.of(on_server)
 
 
 @pytest.fixture

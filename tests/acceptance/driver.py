@@ -14,14 +14,15 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import redis
 
 from imsync.bus.keys import Keys
 from imsync.embedded import EmbeddedServer
 from imsync.im.events import DESTINATION
-from tests.servers import eventually
+from tests.servers import Server, eventually
+from tests.terminals import Terminal
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, str(CHECKOUT / "cli.py")]
@@ -76,6 +77,14 @@ class Imsync:
         self._processes: list[subprocess.Popen[str]] = []
         self.set(DATA_DIR=str(self.data), **settings)
 
+    def on(self, server: Server, **settings: str) -> Self:
+        """Has the commands use a server, which gets the groups of `init`."""
+        self.set(URL=server.url, **settings)
+        with self.client() as client:
+            for group in ("group", "friend"):
+                client.xgroup_create(self.stream, group, "0", mkstream=True)
+        return self
+
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
     def set(self, **settings: str) -> None:
@@ -124,6 +133,23 @@ class Imsync:
             process.send_signal(number)
         out, err = process.communicate(timeout=seconds)
         return self.checked(("(started)",), process.returncode, out, err)
+
+    @contextlib.contextmanager
+    def terminal(self, *args: object, columns: int = 80, lines: int = 40, colours: bool = False) -> Iterator[Terminal]:
+        """A command on a terminal of its own, killed when the block ends before it does."""
+        environ = self.environ if colours else self.environ | {"NO_COLOR": "1"}
+        shown = Terminal([*CLI, *map(str, args)], environ, self.folder, columns, lines)
+        try:
+            yield shown
+        finally:
+            shown.close()
+
+    def on_a_terminal(self, *args: object, columns: int = 80, answer: str = "") -> Done:
+        """Runs a command to its end on a terminal, on which somebody has typed the answer to what it will ask."""
+        with self.terminal(*args, columns=columns) as shown:
+            shown.press(answer.encode())
+            code = shown.end()
+            return self.checked(tuple(map(str, args)), code, shown.left(), "")
 
     def checked(self, args: tuple[str, ...], code: int, out: str, err: str) -> Done:
         """A command's end, after a look at what must never be in its output."""
@@ -193,6 +219,16 @@ class Imsync:
     def users(self, where: str = "deleted = 0") -> list[int]:
         """The ids of users, in rising order."""
         return [row[0] for row in self.query("user", f"SELECT id FROM im_user WHERE {where} ORDER BY id")]
+
+    def everything(self) -> object:
+        """What is in the stores and in Redis, but for when keys expire."""
+        stores = []
+        for name in ("user", "group", "friend"):
+            if (self.data / f"{name}.db").exists():
+                with self.store(name) as connection:
+                    stores.append(list(connection.iterdump()))
+        with self.client() as client:
+            return stores, {key: client.dump(key) for key in sorted(client.scan_iter("*", count=1000))}
 
     def wrong_copies(self, *services: str) -> list[tuple[Any, ...]]:
         """Every row of the group and friend stores, or of one, that is not a copy of its user, by SQL of its own."""

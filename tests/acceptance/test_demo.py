@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from imsync.cli.story import _entries
 from tests.acceptance.driver import CHECKOUT, CLI, environment
 
 # The demo at a scale that takes seconds; its steady traffic alone would go on for a minute.
@@ -143,8 +142,3 @@ def test_the_real_one(folder: Path) -> None:
     assert 0 < ending["taken_over"] <= ending["held_by_victim"]
     assert processes_of(folder) == []
     assert list(folder.iterdir()) == []
-
-
-@pytest.mark.parametrize(("count", "words"), [(1, "1 entry"), (2, "2 entries"), (2000, "2,000 entries")])
-def test_entries_are_counted_in_good_english(count: int, words: str) -> None:
-    assert _entries(count) == words

@@ -5,22 +5,14 @@ They run in this process, which takes a tenth of the time, except on a terminal.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import pty
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imsync.bus.stream import Stream
-from imsync.cli import main
-from tests.acceptance.driver import CLI, Done, Imsync
+from tests.acceptance.driver import Imsync
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, eventually
 
 HOUR_MS = 3_600_000
@@ -28,61 +20,16 @@ HOSTILE = b"\x1b]52;c;QUFB\x07\xe2\x80\xae'; rm -rf /\xfe"
 SHOWN = r"\x1b]52;c;QUFB\x07\u202e'; rm -rf /\xfe"
 
 
-class Here(Imsync):
-    """The command line in this process."""
-
-    def run(self, *args: object, stdin: str | bytes | None = None, **more: str) -> Done:
-        words = tuple(map(str, args))
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            for name, value in (self.environ | more).items():
-                patch.setenv(name, value)
-            patch.chdir(self.folder)
-            patch.setattr("sys.stdin", io.StringIO())
-            with pytest.raises(SystemExit) as ended:
-                main(words)
-        assert isinstance(ended.value.code, int)
-        return self.checked(words, ended.value.code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """The commands set up logging for a process of their own."""
-    logger = logging.getLogger("imsync")
-    before = (logger.handlers, logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-
-
 @pytest.fixture
-def here(clean_environment: Path, template: Path) -> Here:
-    """Made stores without a server."""
-    here = Here(clean_environment)
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    return here
-
-
-def served(here: Here, server: Server) -> Here:
-    """With a server, and the groups of `init`."""
-    here.set(URL=server.url, CONSUMER_HEARTBEAT_MS="100")
-    with here.client() as client:
-        for group in ("group", "friend"):
-            client.xgroup_create(here.stream, group, "0", mkstream=True)
-    return here
-
-
-@pytest.fixture
-def im(here: Here, server: Server) -> Here:
+def im(here: InProcess, server: Server) -> InProcess:
     """Made stores, and a server with the groups of `init`."""
-    return served(here, server)
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100")
 
 
 @pytest.fixture
-def any_im(here: Here, any_server: Server) -> Here:
+def any_im(here: InProcess, any_server: Server) -> InProcess:
     """The same on each kind of server in turn."""
-    return served(here, any_server)
+    return here.on(any_server, CONSUMER_HEARTBEAT_MS="100")
 
 
 def groups(im: Imsync) -> dict[str, dict[str, Any]]:
@@ -315,34 +262,12 @@ def test_a_group_with_a_living_consumer_is_dropped_by_force_alone(im: Imsync) ->
     assert "search" not in groups(im)
 
 
-def answering(im: Imsync, answer: str, *args: str) -> tuple[int, str]:
-    """Types an answer on a terminal; the exit code, and what was written to the terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen([*CLI, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=im.folder, env=im.environ)
-    os.close(theirs)
-    written = b""
-    answered = False
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-            if b"[y/N]" in written and not answered:
-                os.write(ours, f"{answer}\n".encode())
-                answered = True
-    except OSError:
-        pass  # EIO: the other side is closed
-    finally:
-        os.close(ours)
-        process.wait(30)
-    return process.returncode, written.decode()
-
-
 @pytest.mark.parametrize(("answer", "code"), [("", 1), ("yikes", 1), ("Yes", 0)])
 def test_on_a_terminal_somebody_is_asked(im: Imsync, answer: str, code: int) -> None:
     im.ok("group", "create", "search")
-    ended, written = answering(im, answer, "group", "drop", "search")
-    assert ended == code, written
-    assert "drop group search with 0 pending and 0 undelivered entries? [y/N]" in written
-    assert ("nothing was changed" in written) is bool(code)
+    shown = im.on_a_terminal("group", "drop", "search", answer=f"{answer}\n").expect(code)
+    assert "drop group search with 0 pending and 0 undelivered entries? [y/N]" in shown.out
+    assert ("nothing was changed" in shown.out) is bool(code)
     assert ("search" in groups(im)) is bool(code)
 
 
@@ -490,14 +415,14 @@ COMMANDS = ["group list", "group create x", "group drop x", "consumer list", "co
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_without_stores_and_without_redis(clean_environment: Path, words: str) -> None:
-    bare = Here(clean_environment)
+    bare = InProcess(clean_environment)
     assert bare.json(*words.split(), code=5)["error"]["kind"] == "store_unusable"
     assert not bare.data.exists(), "a mistyped folder gets no server of its own"
     bare.set(URL="unix:///nobody/listens/here")
     assert bare.json(*words.split(), code=4)["error"]["kind"] == "redis_unreachable"
 
 
-def test_a_stream_that_is_not_there(here: Here, server: Server) -> None:
+def test_a_stream_that_is_not_there(here: InProcess, server: Server) -> None:
     here.set(URL=server.url)
     assert here.ok("group", "list").out == "no groups\n"
     assert here.ok("consumer", "list").out == "no consumers\n"

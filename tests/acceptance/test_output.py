@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import resource
 import subprocess
@@ -19,14 +18,10 @@ from imsync.bus import Bus, ConsumerOptions, Outcome, Received, RetryPolicy
 from imsync.embedded import EmbeddedServer
 from imsync.im.events import DESTINATION, User2GroupEvent
 from tests.acceptance.driver import CLI, Imsync, hidden_characters
+from tests.acceptance.hostile import BOLD, plant
 
 HELP_CPU_SECONDS = 0.4
 """The goal is 0.25 on a machine that does nothing else; what fails this is no noise."""
-
-BOLD = "[bold red]x[/]"
-LETTER = ("reason", "message", "where", "consumer", "deliveries", "source_id", "published_at", "dead_at", "raw.event")
-# ESC and OSC 52 (which writes the clipboard), a C1 control, bidi overrides, line ends, rich's markup and links
-HOSTILE = f"\x1b[2J\x1b]52;c;QUFB\x07 \x9b31m \u202e\u2066 \r\nimsync: fine\u2028{BOLD} [link=f:///]y[/link] \x00"
 
 
 def assert_has(result: Any, promised: Any, path: str = "") -> None:
@@ -47,7 +42,6 @@ def assert_has(result: Any, promised: Any, path: str = "") -> None:
 
 NUMBER = (int, float)
 UNKNOWN_NUMBER = (int, float, type(None))
-# design: section 6
 PUBLISH = dict.fromkeys(("accepted", "unchanged", "rejected", "published", "outbox"), int)
 CONSUME = dict.fromkeys(("events", "applied", "superseded", "dead", "taken_over", "lost"), int) | {"seconds": NUMBER}
 REPLAY = {**dict.fromkeys(("planned", "applied", "superseded", "dead"), int), "entries": [dict[str, object]]}
@@ -67,8 +61,8 @@ STATUS = {
 }  # fmt: skip
 
 
-def test_the_promised_keys(on_server: Imsync) -> None:
-    im = on_server
+def test_the_promised_keys(inside: Imsync) -> None:
+    im = inside
     im.ok("consume", "group", "--until-empty")  # so that the store is its group's before somebody else reads
     assert_has(im.json("publish", "user-update", "--count", 20, "--invalid", 0.1), PUBLISH)
     assert_has(im.run("status", "--json").json(), STATUS)  # with a lag
@@ -91,8 +85,8 @@ class Failing:
         raise ValueError("no such colour")
 
 
-def test_a_dead_letter_tells_where_its_handler_failed(on_server: Imsync) -> None:
-    im = on_server
+def test_a_dead_letter_tells_where_its_handler_failed(inside: Imsync) -> None:
+    im = inside
     im.ok("publish", "user-update", "--count", 1)
     options = ConsumerOptions(until_empty=True, retry=RetryPolicy(max_attempts=1))
     with Bus.from_url(im.url) as bus:
@@ -110,27 +104,11 @@ def test_a_dead_letter_tells_where_its_handler_failed(on_server: Imsync) -> None
 # ── hostile contents ─────────────────────────────────────────────────────────────────────────────────
 
 
-def plant(im: Imsync) -> None:
-    """Puts what an attacker can put: into a profile, an entry, dead letters, the names of consumers and groups."""
-    name = HOSTILE.replace("\x00", "")[:64]
-    im.ok("publish", "user-update", "--user", im.users()[0], "--nick-name", name)
-    with im.client() as client:
-        client.xadd(im.stream, {"event": HOSTILE.encode() + b"\xff"})
-        client.xadd(im.stream, {HOSTILE: HOSTILE})
-        client.xgroup_create(im.stream, HOSTILE.encode() + b"\xfe", "0")
-        client.xreadgroup("group", HOSTILE.encode() + b"\xff", {im.stream: ">"}, count=1)
-        client.xreadgroup("friend", HOSTILE, {im.stream: ">"}, count=2)
-        for fields in (
-            dict.fromkeys(LETTER, HOSTILE),
-            {b"reason": b"\xff\x1b[2J", b"raw.\xff\x1b": b"\xfe"},
-            {b"\xff": b"\xfe"},
-        ):
-            client.xadd(im.keys.dead("group"), fields)
-
-
-def test_nothing_hostile_reaches_the_terminal(im: Imsync) -> None:
+def test_nothing_hostile_reaches_the_terminal(inside: Imsync) -> None:
     """The driver looks for hidden characters in every output; here are the commands, and the lines."""
-    EmbeddedServer(im.data).start()
+    im = inside
+    for service in ("group", "friend"):  # so that each store is its group's before somebody else reads
+        im.ok("consume", service, "--until-empty")
     plant(im)
     listed = im.ok("dead", "list").out
     assert BOLD in listed  # as it was written, not as markup
@@ -202,24 +180,10 @@ def test_closed_streams_are_no_reason_to_fail(im: Imsync, stream: str) -> None:
     assert ("accepted" in done.stdout) == (stream in ("<&-", "2>&-"))
 
 
-def on_a_terminal(im: Imsync, *args: str, **more: str) -> str:
-    """What a command writes to a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*CLI, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=im.folder,
-        env=im.environ | {"TERM": "xterm-256color"} | more,
-    )  # fmt: skip
-    os.close(theirs)
-    written = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-    except OSError:
-        pass  # EIO: the other side is closed
-    finally:
-        os.close(ours)
-        process.wait()
-    return written.decode()
+def seen_on_a_terminal(im: Imsync, *args: str, colours: bool) -> str:
+    with im.terminal(*args, colours=colours) as shown:
+        shown.end()
+        return shown.seen
 
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
@@ -228,9 +192,11 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
 @pytest.mark.parametrize("args", [("--help",), ("dead", "list")], ids=" ".join)
 def test_no_color_is_honoured_on_a_terminal(im: Imsync, args: tuple[str, ...]) -> None:
     many_dead_letters(im, 1)
-    assert not COLOUR.search(on_a_terminal(im, *args, NO_COLOR="1"))
+    assert not COLOUR.search(seen_on_a_terminal(im, *args, colours=False))
     if args == ("--help",):
-        assert COLOUR.search(on_a_terminal(im, *args))  # so the pattern finds colours where there are some
+        assert COLOUR.search(
+            seen_on_a_terminal(im, *args, colours=True)
+        )  # so the pattern finds colours where there are some
 
 
 # ── help, version, completion ────────────────────────────────────────────────────────────────────────

@@ -6,15 +6,13 @@ The commands run in this process, which takes a tenth of the time, except where 
 from __future__ import annotations
 
 import fcntl
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.driver import Imsync
-from tests.acceptance.test_group_cli import Here, same_logging, served  # noqa: F401 - autouse
+from tests.acceptance.inprocess import InProcess
 from tests.servers import Server, eventually
 
 PLAN = ["group", "store", "creates", "users", "pending", "undelivered", "consumers", "dry_run"]
@@ -24,14 +22,9 @@ DEAD_PORT = "redis://127.0.0.1:1"
 
 
 @pytest.fixture
-def im(clean_environment: Path, template: Path, server: Server) -> Iterator[Here]:
+def im(here: InProcess, server: Server) -> InProcess:
     """Made stores and a server, with the groups of `init`; heartbeats that end soon."""
-    here = Here(clean_environment, CONSUMER_BLOCK_MS="50")
-    here.data.mkdir(mode=0o700)
-    for name in ("user", "group", "friend"):
-        shutil.copy(template / f"{name}.db", here.data)
-    yield served(here, server)
-    here.close()
+    return here.on(server, CONSUMER_HEARTBEAT_MS="100", CONSUMER_BLOCK_MS="50")
 
 
 def files(im: Imsync, name: str) -> list[Path]:
@@ -58,17 +51,6 @@ def put_older_copy(im: Imsync, service: str) -> None:
     (im.data / f"{service}.db").write_bytes(copy)
 
 
-def everything(im: Imsync) -> object:
-    """What is in the stores and in Redis, but for when keys expire."""
-    stores = []
-    for name in ("user", "group", "friend"):
-        if (im.data / f"{name}.db").exists():
-            with im.store(name) as connection:
-                stores.append(list(connection.iterdump()))
-    with im.client() as client:
-        return stores, {key: client.dump(key) for key in sorted(client.scan_iter("*", count=1000))}
-
-
 @pytest.mark.parametrize("service", ["group", "friend"])
 def test_a_store_that_is_refused_is_rebuilt(im: Imsync, service: str) -> None:
     put_older_copy(im, service)
@@ -85,7 +67,7 @@ def test_a_store_that_is_refused_is_rebuilt(im: Imsync, service: str) -> None:
     assert problem["remedy"] == f"imsync rebuild {service}"
     im.ok("publish", "user-update", "--count", 7, "--seed", 3)
 
-    result = im.json("rebuild", service)
+    result = im.json("rebuild", service, "--yes")
     assert list(result) == RESULT
     with im.client() as client:
         last = client.xrevrange(im.stream, count=1)[0][0].decode()
@@ -115,21 +97,38 @@ def test_a_store_that_is_refused_is_rebuilt(im: Imsync, service: str) -> None:
 
 def test_people_are_told_the_plan_and_the_result(im: Imsync) -> None:
     put_older_copy(im, "group")
-    done = im.ok("rebuild", "group")
+    done = im.ok("rebuild", "group", "--yes")
     plan, *_ = done.err.splitlines()
     assert plan.endswith(f"group.db from {USERS} users, after 0 pending and 0 undelivered entries of the group")
     assert plan.startswith("imsync: rebuild /")
     (line,) = done.out.splitlines()
     assert line.startswith(f"{USERS} users, ")
     assert line.endswith(" of them changed; 40 events are covered by the snapshot")
-    again = im.ok("rebuild", "group")
+    again = im.ok("rebuild", "group", "--yes")
     assert again.out.startswith(f"{USERS} users, 0 of them changed; 40 events")
+
+
+def test_edits_that_a_restored_user_store_has_forgotten_are_written_off(im: Imsync) -> None:
+    consumed(im, "group", 20, 1)
+    with im.store("user") as users:
+        before = bytes(users.serialize())
+    consumed(im, "group", 40, 2)
+    remove(im, "user")
+    (im.data / "user.db").write_bytes(before)
+    assert im.ok("rebuild", "group", "--yes").out.endswith(
+        "left as they are: imsync verify --repair, then rebuild again\n"
+    )
+    (problem,) = [each for each in im.json("status", code=3)["problems"] if each["group"] == "group"]
+    assert problem["remedy"] == "imsync verify --repair, then imsync rebuild group"
+    im.run("verify", "--repair", "--yes").expect(3)
+    done = im.ok("rebuild", "group", "--yes")
+    assert done.out.endswith("; 40 events that the source does not know any more are written off\n")
 
 
 def test_a_dry_run_changes_nothing(im: Imsync) -> None:
     put_older_copy(im, "group")
     im.ok("publish", "user-update", "--count", 7, "--seed", 3)
-    before = everything(im)
+    before = im.everything()
     plan = im.json("rebuild", "group", "--dry-run")
     assert list(plan) == PLAN
     assert plan["dry_run"] is True
@@ -142,21 +141,29 @@ def test_a_dry_run_changes_nothing(im: Imsync) -> None:
     assert plan["creates"] is True
     assert not (im.data / "friend.db").exists()
     im.run("rebuild", "friend", "--dry-run").expect(5)
-    stores, redis = everything(im)  # type: ignore[misc]
+    stores, redis = im.everything()  # type: ignore[misc]
     stores_before, redis_before = before  # type: ignore[misc]
     assert (stores, redis) == (stores_before[:2], redis_before)
+
+
+def test_it_asks_first(im: Imsync) -> None:
+    before = im.query("group", "SELECT value FROM meta WHERE key = 'store_id'")
+    done = im.run("rebuild", "group").expect(2)
+    assert "--yes" in done.err
+    assert "rebuild" in done.err
+    assert im.query("group", "SELECT value FROM meta WHERE key = 'store_id'") == before
 
 
 def test_a_missing_store_is_made_only_when_asked_for(im: Imsync) -> None:
     consumed(im, "group", 30, 1)
     remove(im, "group")
-    for arguments in (["consume", "group"], ["rebuild", "group"]):
+    for arguments in (["consume", "group"], ["rebuild", "group", "--yes"]):
         error = im.json(*arguments, code=5)["error"]
         assert error["kind"] == "store_unusable"
         assert "there is no group store at" in error["message"]
-    assert "--create" in im.run("rebuild", "group").expect(5).err
+    assert "--create" in im.run("rebuild", "group", "--yes").expect(5).err
     assert not (im.data / "group.db").exists()
-    done = im.run("rebuild", "group", "--create").expect(0)
+    done = im.run("rebuild", "group", "--yes", "--create").expect(0)
     assert done.err.startswith("imsync: make /")
     assert (im.data / "group.db").stat().st_mode & 0o777 == 0o600
     assert im.query("group", "SELECT count(*) FROM im_group_member") == [(0,)]
@@ -169,19 +176,19 @@ def test_a_missing_store_is_made_only_when_asked_for(im: Imsync) -> None:
 
 def test_it_is_refused_while_a_consumer_lives(im: Imsync) -> None:
     put_older_copy(im, "group")
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
     consumer = im.start("consume", "group")
     eventually(lambda: im.alive())
     before = im.query("group", "SELECT * FROM meta")
-    error = im.json("rebuild", "group", code=2)["error"]
+    error = im.json("rebuild", "group", "--yes", code=2)["error"]
     assert error["kind"] == "usage"
     assert error["message"] == "group 'group' has 1 living consumer"
     assert "stop them" in error["hint"]
     assert im.json("rebuild", "group", "--dry-run")["consumers"] == 1
     assert im.query("group", "SELECT * FROM meta") == before
-    im.ok("rebuild", "friend")
+    im.ok("rebuild", "friend", "--yes")
     im.end(consumer, signal.SIGTERM).expect(0)
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
 
 
 def test_what_cannot_be_done_is_told_by_its_exit_code(im: Imsync) -> None:
@@ -195,22 +202,22 @@ def test_what_cannot_be_done_is_told_by_its_exit_code(im: Imsync) -> None:
         assert f"{service}.db" in help_
     assert "group" in im.run("rebuild").expect(2).err
     im.run("rebuild", "nobody").expect(2)
-    im.run("rebuild", "group", "--force").expect(2)
-    before = everything(im)
-    assert im.json("rebuild", "group", "--url", DEAD_PORT, code=4)["error"]["kind"] == "redis_unreachable"
+    im.run("rebuild", "group", "--yes", "--force").expect(2)
+    before = im.everything()
+    assert im.json("rebuild", "group", "--yes", "--url", DEAD_PORT, code=4)["error"]["kind"] == "redis_unreachable"
     with im.locked("group"):
         im.set(STORE_BUSY_TIMEOUT_MS="50")
-        assert im.json("rebuild", "group", code=5)["error"]["kind"] == "store_unusable"
+        assert im.json("rebuild", "group", "--yes", code=5)["error"]["kind"] == "store_unusable"
     (im.data / "user.db").rename(im.data / "away.db")
-    error = im.json("rebuild", "group", code=5)["error"]
+    error = im.json("rebuild", "group", "--yes", code=5)["error"]
     assert "there is no user store" in error["message"]
     (im.data / "away.db").rename(im.data / "user.db")
-    im.ok("rebuild", "group")
-    assert before != everything(im)
+    im.ok("rebuild", "group", "--yes")
+    assert before != im.everything()
 
 
 def test_a_folder_without_stores_gets_no_server(bare: Imsync) -> None:
-    assert bare.json("rebuild", "group", code=5)["error"]["kind"] == "store_unusable"
+    assert bare.json("rebuild", "group", "--yes", code=5)["error"]["kind"] == "store_unusable"
     assert not (bare.data / "redis").exists()
 
 
@@ -220,12 +227,12 @@ def test_a_signal_ends_it_and_it_can_be_run_again(im: Imsync, number: int) -> No
     put_older_copy(im, "group")
     with (im.data / "user.db.relay-lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = im.start("rebuild", "group")
+        process = im.start("rebuild", "group", "--yes")
         eventually(lambda: has_open(process.pid, "user.db"))
         done = im.end(process, number, seconds=3)
     assert done.code in (130, -number)
     assert im.json("consume", "group", "--until-empty", code=5)["error"]["kind"] == "store_mismatch"
-    im.ok("rebuild", "group")
+    im.ok("rebuild", "group", "--yes")
     im.ok("consume", "group", "--until-empty")
     assert im.wrong_copies("group") == []
 
@@ -244,10 +251,10 @@ def test_a_damaged_store_is_not_rebuilt_in_place(im: Imsync) -> None:
     path = im.data / "group.db"
     path.write_bytes(b"not a database".ljust(8192))
     for flags in ([], ["--create"]):
-        error = im.json("rebuild", "group", *flags, code=5)["error"]
+        error = im.json("rebuild", "group", "--yes", *flags, code=5)["error"]
         assert error["kind"] == "store_unusable"
         assert "not a database" in error["message"]
     assert path.read_bytes() == b"not a database".ljust(8192)
     remove(im, "group")
-    im.ok("rebuild", "group", "--create")
+    im.ok("rebuild", "group", "--yes", "--create")
     assert im.wrong_copies("group") == []

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.entry import ConsumerInfo, Entry, GroupInfo, Letter, PendingSummary, StreamInfo, following, id_parts
+from imsync.bus.entry import (
+    LAST_ID,
+    ConsumerInfo,
+    Entry,
+    GroupInfo,
+    Letter,
+    PendingSummary,
+    StreamInfo,
+    following,
+    id_parts,
+)
 from imsync.bus.stream import Stream
 from imsync.errors import GroupMissing
 from tests.contract.conftest import KEY, Backend
@@ -224,6 +234,57 @@ def test_a_blocking_read_gives_up_in_time(stream_backend: Backend) -> None:
     assert (time.monotonic() - began >= 0.06) is stream_backend.features.blocks_with_count
 
 
+def test_entries_are_read_for_no_group(stream: Stream) -> None:
+    assert stream.read_after("0-0", 9) == []
+    ids = deliver(stream, 3)
+    before = stream.groups()
+    assert ids_of(stream.read_after("0-0", 2)) == ids[:2]
+    assert ids_of(stream.read_after(ids[1], 2)) == ids[2:]
+    assert stream.read_after(ids[2], 9) == []
+    assert stream.read_after(ids[2], 9, block_ms=1) == []
+    assert stream.groups() == before, "nothing is moved or noted"
+
+
+@pytest.mark.parametrize("there_is", ["an entry", "no stream"])
+def test_a_reader_for_no_group_wakes_up_when_an_entry_arrives(real_backend: Backend, there_is: str) -> None:
+    reader, writer = real_backend.stream(block_ms=20_000), real_backend.stream()
+    last = writer.append(b"before") if there_is == "an entry" else "0-0"
+    got: list[Entry] = []
+    client = real_backend.client()
+    thread = threading.Thread(target=lambda: got.extend(reader.read_after(last, 9, block_ms=20_000)))
+    thread.start()
+    try:
+        eventually(lambda: client.info("clients")["blocked_clients"] == 1)
+        assert not got
+    finally:
+        entry_id = writer.append(b"wake up")
+        thread.join(10)
+    assert got == [Entry(entry_id, {b"event": b"wake up"})]
+
+
+def test_a_reader_for_no_group_gives_up_in_time(stream_backend: Backend) -> None:
+    stream = stream_backend.stream(block_ms=60)
+    began = time.monotonic()
+    assert stream.read_after("0-0", 9, block_ms=60) == []
+    assert time.monotonic() - began >= 0.06
+
+
+def test_a_stream_that_is_made_anew_is_read_on(real_backend: Backend) -> None:
+    """Deleted under a blocked reader: no error, and the next entry comes."""
+    reader, writer = real_backend.stream(block_ms=20_000), real_backend.stream()
+    last, client = writer.append(b"before"), real_backend.client()
+    got: list[Entry] = []
+    thread = threading.Thread(target=lambda: got.extend(reader.read_after(last, 9, block_ms=20_000)))
+    thread.start()
+    try:
+        eventually(lambda: client.info("clients")["blocked_clients"] == 1)
+        client.delete(KEY)
+    finally:
+        entry_id = writer.append(b"after")
+        thread.join(10)
+    assert ids_of(got) == [entry_id]
+
+
 def test_own_entries_are_read_page_by_page(stream: Stream) -> None:
     ids = deliver(stream, 5, "ann")
     deliver(stream, 1, "bob")
@@ -252,6 +313,22 @@ def test_a_range_includes_its_ends(stream: Stream) -> None:
     assert ids_of(stream.range(following(ids[1]))) == ids[2:]
     assert ids_of(stream.range(ids[1], count=2)) == ids[1:3]
     assert stream.range(following(ids[4])) == stream.range(NOBODY_ID, NOBODY_ID) == []
+
+
+def test_fetching_keeps_the_order_and_tells_what_is_gone(stream: Stream) -> None:
+    gone, there = stream.append(b"x"), stream.append(b"y")
+    stream.delete([gone])
+    assert stream.fetch([there, gone]) == [Entry(there, {b"event": b"y"}), Entry(gone, {})]
+    assert stream.fetch([]) == []
+
+
+def test_behind_the_largest_id_there_is_nothing(stream: Stream) -> None:
+    """The server calls such a range an error."""
+    stream.create_group(GROUP)
+    stream._client.xadd(stream.key, {"event": "x"}, id=LAST_ID)
+    assert ids_of(stream.range()) == [LAST_ID]
+    assert stream.range(following(LAST_ID)) == []
+    assert stream.pending(GROUP, start=following(LAST_ID), count=5) == []
 
 
 def test_existing_tells_what_is_still_there(stream: Stream) -> None:

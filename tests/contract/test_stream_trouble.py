@@ -149,6 +149,25 @@ def test_what_is_noted_is_noted_although_memory_is_full(backend: Backend) -> Non
     client.config_set("maxmemory", 0)
 
 
+def test_who_may_not_run_scripts_waits_for_memory(own_server: Server, backend: Backend, connect: Connect) -> None:
+    stream, client = backend.stream(), backend.client()
+    stream.create_group(GROUP)
+    ids = [stream.append(b"body")]
+    stream.read_new(GROUP, "ann", 1)
+    client.zadd(NOTED, {"store": 1})
+    client.execute_command(
+        "ACL", "SETUSER", "consumer", "on", ">x", f"~{KEY}", f"~{NOTED}", "+xack", "+zadd", "+multi", "+exec"
+    )
+    mine = connect(own_server.url, username="consumer", password="x")
+    noting = ("ZADD", NOTED, "XX", "GT", 7, "store")
+    client.config_set("maxmemory", 1)
+    with pytest.raises(RedisRefused) as refused:
+        mine.acknowledge(GROUP, ids, noting=noting)
+    assert "free memory" in refused.value.hint, "the memory is what is missing, not the permission"
+    client.config_set("maxmemory", 0)
+    assert mine.acknowledge(GROUP, ids, noting=noting) == 1
+
+
 def test_nothing_is_acknowledged_when_the_other_command_is_refused(backend: Backend) -> None:
     stream, client = backend.stream(), backend.client()
     stream.create_group(GROUP)

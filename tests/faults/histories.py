@@ -256,8 +256,8 @@ class World:
         self.too_late = "too late"
         self._patches = ExitStack()
         # of one clock for everything that tells how old something is; and see `decoder_of`
-        clock = SimpleNamespace(time_ns=lambda: self.now_ms * 1_000_000)
-        self._patches.enter_context(patch.object(settling, "time", clock))
+        clock = SimpleNamespace(now_ms=lambda: self.now_ms)
+        self._patches.enter_context(patch.object(settling, "clock", clock))
         self._patches.enter_context(
             patch.object(consumer_module, "Decoder", lambda e, i: decoder_of(tuple(e), tuple(i)))
         )

@@ -81,7 +81,7 @@ def quick(world: World) -> list[str]:
 
 def start_rebuild(world: World, *arguments: str, at: Sequence[At] = ()) -> Worker:
     """Starts `imsync rebuild group`, or what the arguments say."""
-    words = ["rebuild", *(arguments or ["group"]), *quick(world)]
+    words = ["rebuild", *(arguments or ["group"]), "--yes", *quick(world)]
     return world.nursery.start(
         RebuildJob([*words, "--data-dir", str(world.stores), "--url", world.url], steps=tuple(at))
     )

@@ -225,7 +225,7 @@ def test_a_projection_is_not_the_groups_when_its_consumer_starts(
         assert done["code"] == 5
         assert json.loads(done["out"])["error"]["kind"] == "store_unusable"
         assert not path.exists()
-        done = world.command("rebuild", "group", "--json")
+        done = world.command("rebuild", "group", "--yes", "--json")
         assert done["code"] == 5
         assert "--create" in json.loads(done["out"])["error"]["hint"]
         assert not path.exists()
@@ -259,7 +259,7 @@ def test_a_projection_is_not_the_groups_when_its_consumer_starts(
 def test_a_store_of_another_kind_is_no_projection_of_this_group(group_world: World, fault: Fault, backup: Path) -> None:
     world, row = group_world, fault("projection replaced by another kind of store")
     breakage.restore(world.stores / "group.db", world.stores / "friend.db")
-    for command in (["consume", "group"], ["rebuild", "group"], ["rebuild", "group", "--create"]):
+    for command in (["consume", "group"], ["rebuild", "group", "--yes"], ["rebuild", "group", "--yes", "--create"]):
         done = world.command(*command, "--json")
         assert done["code"] == 5, done
         assert "is not a group store" in json.loads(done["out"])["error"]["message"]

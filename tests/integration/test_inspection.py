@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from imsync.bus import inspection
+from imsync.bus.entry import id_after
 from imsync.bus.inspection import ConsumerView, view_consumers, view_group, view_groups, view_retention
-from imsync.bus.retention import Retention, id_after
+from imsync.bus.liveness import Life
+from imsync.bus.publisher import PublishIncomplete
+from imsync.bus.retention import Retention
 from imsync.errors import GroupMissing
 from tests.consumers import GROUP, Rig
 
@@ -84,7 +87,7 @@ def test_every_consumer_is_seen_alive_or_not(any_rig: Rig) -> None:
     stream.read_new(GROUP, "bob", 1)
     any_rig.client.xreadgroup(GROUP, HOSTILE, {any_rig.keys.stream: ">"}, count=2)
     bob, other = view_consumers(any_rig.bus, "notes", GROUP)
-    assert bob == ConsumerView(GROUP, "bob", True, 1, bob.idle_ms)
+    assert bob == ConsumerView(GROUP, "bob", 1, bob.idle_ms, Life(None, None, None, None))
     assert (other.name.encode(errors="surrogateescape"), other.alive, other.pending) == (HOSTILE, False, 2)
     assert 0 <= other.idle_ms <= bob.idle_ms < 10_000
 
@@ -128,3 +131,37 @@ def test_what_the_stream_holds_and_for_whom(any_rig: Rig) -> None:
     view = view_retention(any_rig.bus, "notes", retention)
     assert view.floor == id_after(stream.range()[-1].id)
     assert (view.length, view.waiting_seconds, view.pinned_by) == (3, None, None)
+
+
+# ── the last id that there is ────────────────────────────────────────────────────────────────────────────
+
+LAST = f"{2**64 - 1}-{2**64 - 1}"
+
+
+def test_a_stream_that_was_given_the_last_id_can_be_looked_at(any_rig: Rig) -> None:
+    stream, client = any_rig.stream, any_rig.client
+    stream.create_group(GROUP)
+    any_rig.publish([1])
+    client.xadd(any_rig.keys.stream, {"event": b"x"}, id=LAST)
+    view = view_group(any_rig.bus, "notes", GROUP)
+    assert (view.lag, view.beyond_end) == (2, False)
+    stream.acknowledge(GROUP, [stream.read_new(GROUP, "ann", 1)[0].id])
+    view = view_group(any_rig.bus, "notes", GROUP)
+    assert (view.lag, view.lag_seconds) == (1, None), "its id tells no time"
+    assert view_retention(any_rig.bus, "notes", Retention()).full
+    stream.acknowledge(GROUP, [stream.read_new(GROUP, "ann", 1)[0].id])
+    view = view_group(any_rig.bus, "notes", GROUP)
+    assert (view.lag, view.lag_seconds, view.last_delivered_id, view.beyond_end) == (0, 0.0, LAST, False)
+    assert view_retention(any_rig.bus, "notes", Retention()).full
+    with pytest.raises(PublishIncomplete):
+        any_rig.publish([2])
+
+
+def test_a_lag_that_is_unknown_is_not_below_what_was_counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.stream.create_group(GROUP)
+    ids = rig.publish(range(1, 11))
+    rig.stream.read_new(GROUP, "c", 3)
+    rig.stream.delete([ids[5]])
+    monkeypatch.setattr(inspection, "COUNT_LIMIT", 4)
+    view = view_group(rig.bus, "notes", GROUP)
+    assert (view.lag, view.lag_at_least) == (None, 4)

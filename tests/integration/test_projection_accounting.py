@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from datetime import timedelta
 from itertools import pairwise
@@ -16,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from imsync.bus.entry import id_parts
 from imsync.bus.handler import Rejected
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Ack, DeadLetter, Outcome
 from imsync.im.events import IMBaseEvent
 from imsync.im.group_store import GroupStore
-from imsync.store.settlement import MAX_SOURCES
+from imsync.store.settlement import MAX_SOURCES, key_of
 from tests.projections import (
     BEGAN,
-    FRIEND,
     GROUP,
     Kind,
     Store,
@@ -34,18 +35,6 @@ from tests.projections import (
     update,
 )
 from tests.stores import sql
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
-
-
-@pytest.fixture
-def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
-    with closing(kind.make(tmp_path / "copies.db", create=True)) as made:
-        yield made
 
 
 def settled(store: Store) -> dict[bytes, str]:
@@ -116,10 +105,14 @@ def test_the_copies_of_a_dead_event_are_noted_and_of_one_that_is_applied_after_a
     for entry_id, newest in (("9-0", "9-0"), ("10-0", "10-0"), ("8-0", "10-0")):
         store.record_dead([Rejected(kind.received(event).event, entry_id, DeadLetter("x", "x"))])
         assert noted(store) == [(event.event_id.bytes, "dead", newest)]
+    now_ms = time.time_ns() // 1_000_000
     store.apply([kind.received(event, "11-0")])
-    assert noted(store) == [(event.event_id.bytes, "applied", "11-0")]
-    store.record_dead([Rejected(kind.received(event).event, "12-0", DeadLetter("x", "x"))])
-    assert noted(store) == [(event.event_id.bytes, "applied", "12-0")]  # it is not dead, but the copy is there
+    ((key, outcome, entry_id),) = noted(store)
+    assert (key, outcome) == (event.event_id.bytes, "applied")
+    assert id_parts(entry_id) >= (now_ms, 0), "as if it had just been published: its letter may come again"
+    later = f"{now_ms + 3_600_000}-0"
+    store.record_dead([Rejected(kind.received(event).event, later, DeadLetter("x", "x"))])
+    assert noted(store) == [(event.event_id.bytes, "applied", later)]  # it is not dead, but the copy is there
 
 
 @pytest.fixture
@@ -176,6 +169,37 @@ def test_any_order_any_batches_and_any_repeats_end_in_the_same_bytes(
         path.write_bytes(empty)
     as_it_happened = consumed(kind, one, history, [[event] for event in history])
     assert consumed(kind, other, history, batches) == as_it_happened
+
+
+def test_how_events_were_settled_can_be_asked(kind: Kind, store: Store) -> None:
+    applied, older, dead = update(1, 5), update(1, 3), update(2, 2)
+    deliver(kind, store, applied, older)
+    store.record_dead([Rejected(dead, "4-0", DeadLetter("test", ""))])
+    store.record_lost(["5-0"])
+    asked = [each.event_id.bytes for each in (applied, older, dead, update(3, 1))] + [key_of(None, "5-0")]
+    assert store.settled(asked) == {
+        applied.event_id.bytes: ("applied", "1-0"),
+        older.event_id.bytes: ("superseded", "1-0"),
+        dead.event_id.bytes: ("dead", "4-0"),
+        b"entry:5-0": ("lost", "5-0"),
+    }
+    assert store.settled([]) == {}
+    failures = [(dead.event_id.bytes, ("dead", "4-0")), (b"entry:5-0", ("lost", "5-0"))]
+    assert store.failures(b"", 10) == failures
+    assert store.failures(b"", 1) == failures[:1]
+    assert store.failures(dead.event_id.bytes, 10) == failures[1:]
+
+
+def test_what_the_rows_of_a_user_hold_can_be_asked(kind: Kind, store: Store) -> None:
+    deliver(kind, store, update(1, 1))
+    for container in (7, 8, 9):
+        kind.join(store, 1, container)
+    assert store.contents(1) == {("name 1", kind.picture(update(1, 1))): 3}
+    column = kind.columns.split(", ")[2]
+    user, container = kind.columns.split(", ")[:2]
+    sql(store.path, f"UPDATE {kind.table} SET {column} = 'x' WHERE {user} = 1 AND {container} = 8")
+    assert store.contents(1) == {("name 1", kind.picture(update(1, 1))): 2, ("x", kind.picture(update(1, 1))): 1}
+    assert store.contents(2) == {}
 
 
 def test_dead_letters_are_recorded_once(kind: Kind, store: Store) -> None:
@@ -247,6 +271,7 @@ def test_tallies_are_kept_for_so_many_sources(kind: Kind, store: Store) -> None:
         (tombstone(1, 5), update(1, 5), True),
         (tombstone(1, 5), update(1, 6), True),
         (tombstone(1, 5), tombstone(1, 5), False),
+        (tombstone(1, 5), tombstone(1, 6), False),  # a repair of another projection published it again
     ],
 )
 @pytest.mark.parametrize("together", [False, True])

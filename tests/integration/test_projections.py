@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,6 @@ from imsync.im.profile_projection import REPLICA_SQL
 from imsync.im.user_store import Profile
 from imsync.store.projection import CopyState, SourceState
 from tests.projections import (
-    FRIEND,
     GROUP,
     Kind,
     Store,
@@ -31,19 +30,6 @@ from tests.projections import (
     update,
 )
 from tests.stores import sql
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
-
-
-@pytest.fixture
-def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
-    with closing(kind.make(tmp_path / "copies.db", create=True)) as made:
-        yield made
-
 
 # ── the copies follow ────────────────────────────────────────────────────────────────────────────────
 

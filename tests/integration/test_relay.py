@@ -23,7 +23,7 @@ from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.relay import Order, Relay
 from imsync.im.user_store import OutboxRow, ProfileEdit, UserStore
 from tests.servers import LossyProxy, Server, Spawn, StartServer, eventually
-from tests.stores import PEOPLE, hear, nick, outbox_events, sql
+from tests.stores import PEOPLE, hear, latest_event, nick, outbox_events, sql
 
 DECODER: Decoder[IMBaseEvent] = Decoder([UserUpdated, UserDeleted])
 QUICK = Backoff(first_seconds=0.005, longest_seconds=0.02)
@@ -97,7 +97,7 @@ def test_edits_are_published_in_their_order_and_keep_their_entry_ids(
     assert rig.versions() == {1: list(range(2, 12)), 2: list(range(42, 53))}
     assert entry_ids(store) == [entry.id for entry in rig.stream.range()]
     assert (store.published(), store.backlog().unsent, rig.sent) == (21, 0, [7, 7, 7])
-    assert store.latest_event(1) == (11, entry_ids(store)[18])
+    assert latest_event(store, 1) == (11, entry_ids(store)[18])
     assert rig.relay.deliver(99) == 0
     assert rig.stream.length() == 21
 

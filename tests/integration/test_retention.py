@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from imsync.bus.entry import Entry, id_parts
-from imsync.bus.retention import Floor, Retention, floor, id_after, trim
+from imsync.bus.entry import Entry, id_after, id_parts
+from imsync.bus.retention import Floor, Retention, floor, trim
 from imsync.bus.stream import Stream
 from tests.consumers import GROUP, Rig
 

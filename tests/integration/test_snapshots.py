@@ -15,8 +15,6 @@ from imsync.im.profile_projection import REPLICA_SQL
 from imsync.store.projection import SourceState
 from imsync.store.settlement import COVERED, LOST
 from tests.projections import (
-    FRIEND,
-    GROUP,
     Kind,
     Store,
     assert_rows_equal_the_replica,
@@ -26,12 +24,6 @@ from tests.projections import (
     update,
 )
 from tests.stores import sql
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
 
 
 @pytest.fixture

@@ -14,15 +14,9 @@ from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED
 from imsync.errors import StoreUnusable
 from imsync.im.events import IMBaseEvent
 from tests import version1
-from tests.projections import FRIEND, GROUP, Kind, deliver, update
+from tests.projections import Kind, deliver, update
 from tests.servers import Spawn
 from tests.stores import sql
-
-
-@pytest.fixture(params=[GROUP, FRIEND], ids=["group", "friend"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = request.param
-    return made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from imsync.errors import StoreUnusable, UsageError
 from imsync.im.events import UserDeleted, UserUpdated
 from imsync.im.outbox import ALL_PLACES
 from imsync.im.user_store import OutboxBacklog, Profile, ProfileEdit, UserStore
-from tests.stores import GONE, MIA, NOAH, PEOPLE, nick, outbox_events, sql
+from tests.stores import GONE, MIA, NOAH, PEOPLE, latest_event, nick, outbox_events, sql
 
 
 @pytest.fixture
@@ -226,14 +226,14 @@ def test_the_outbox_from_waiting_to_sent(path: Path) -> None:
     assert [(row.seq, row.user_id) for row in rows] == [(1, 1), (2, 2), (3, 1)]
     assert [row.body for row in rows] == [body for (body,) in sql(path, "SELECT body FROM outbox ORDER BY seq")]
     assert [row.seq for row in store.unsent(1, after_seq=1)] == [2]
-    assert store.latest_event(1) == (3, None)
+    assert latest_event(store, 1) == (3, None)
     assert store.mark_sent([(1, "5-0"), (3, "5-1"), (3, "5-2")]) == 2  # a repeat counts once
     assert store.mark_sent([(1, "9-9")]) == 0
     assert [row.seq for row in store.unsent(10)] == [2]
     assert (store.published(), store.backlog().unsent) == (2, 1)
-    assert store.latest_event(1) == (3, "5-1")
+    assert latest_event(store, 1) == (3, "5-1")
     assert sql(path, "SELECT entry_id, sent_ms FROM outbox WHERE seq = 1") == [("5-0", now[0])]
-    assert store.latest_event(3) is None
+    assert latest_event(store, 3) is None
     now[0] = 0  # a clock that was set back
     assert store.backlog() == OutboxBacklog(1, 0.0)
     store.close()
@@ -297,3 +297,35 @@ def test_states_are_read_in_pages(store: UserStore) -> None:
     assert (store.count_users(), store.active_ids(), store.is_demo) == (3, [1, 2], False)
     many = {n: n for n in range(1, 2000)}
     assert store.profiles(many) == {1: MIA, 2: NOAH, 3: GONE}
+
+
+def test_what_the_outbox_remembers_of_a_user(store: UserStore, path: Path) -> None:
+    store.edit_many([nick(1, "a"), nick(2, "b"), nick(1, "c")])
+    store.mark_sent([(1, "7-0")])
+    newest, older = store.events_of(1)
+    assert (newest.seq, newest.version, newest.entry_id, newest.sent_ms) == (3, 3, None, None)
+    assert (older.seq, older.version, older.entry_id) == (1, 2, "7-0")
+    assert older.sent_ms is not None
+    rows = sql(path, "SELECT event_id, body, created_ms FROM outbox WHERE seq = 3")
+    assert rows == [(newest.event_id, newest.body, newest.created_ms)]
+    assert store.events_of(1, 1) == [newest]
+    assert store.events_of(3) == []
+
+
+def test_ids_are_read_in_pages(store: UserStore) -> None:
+    assert store.ids(-(2**63), 2) == [1, 2]
+    assert store.ids(2, 2) == [3]
+
+
+def test_how_many_events_were_written_is_one_number_whatever_a_relay_does_meanwhile(store: UserStore) -> None:
+    """Rows that are taken back between two looks would be missing, and what was settled would be too much."""
+    store.edit_many([nick(1, "a"), nick(1, "b"), nick(2, "c")])
+    assert store.written() == 3
+    store.mark_sent([(1, "1-1"), (2, "1-2")])
+    assert (store.written(), store.published()) == (3, 2)
+    statements: list[str] = []
+    store._database._connection.set_trace_callback(statements.append)  # type: ignore[union-attr]
+    assert store.written() == 3
+    assert len(statements) == 1
+    store.take_back(2, ALL_PLACES)
+    assert (store.written(), store.published()) == (3, 1)

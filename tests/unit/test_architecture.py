@@ -35,9 +35,10 @@ ROOMS = {
     "settings": _room("errors", "pydantic platformdirs"),
     "embedded": _room("errors", "redis"),
     "bus": _room("errors embedded", "redis pydantic pydantic_core"),
+    "telemetry": _room("bus errors", "prometheus_client opentelemetry"),
     "store": _room("bus errors"),
     "im": _room("store bus errors", "pydantic"),
-    "cli": _room("im store bus settings embedded errors", "typer rich"),
+    "cli": _room("im store telemetry bus settings embedded errors", "typer rich prometheus_client"),
 }
 
 STREAM_COMMAND = re.compile(
@@ -132,6 +133,20 @@ def test_the_public_names_are_imported_on_first_use() -> None:
     assert run(code) == "['imsync']"
 
 
+def test_who_asks_the_bus_for_a_name_loads_what_that_name_needs_and_no_more() -> None:
+    import imsync.bus
+
+    assert all(getattr(imsync.bus, name).__class__ for name in imsync.bus.__all__)
+    assert sorted(imsync.bus._HOME_OF) == sorted(imsync.bus.__all__)
+    code = "import sys; from imsync.bus import Event, Received; print('redis' in sys.modules)"
+    assert run(code) == "False"
+
+
+def test_comparing_stores_needs_no_redis() -> None:
+    code = "import sys, imsync.im.verify, imsync.im.workspace, imsync.im.export; print('redis' in sys.modules)"
+    assert run(code) == "False"
+
+
 def test_the_bus_knows_the_embedded_server_only_when_asked_for_one() -> None:
     found = [
         (path.name, each.function)
@@ -170,7 +185,7 @@ def test_sqlite_is_known_to_the_stores_alone() -> None:
 
 
 def test_loading_the_command_line_loads_nothing_heavy() -> None:
-    packages = ["redis", "pydantic", "rich", "platformdirs", "sqlite3"]
+    packages = ["redis", "pydantic", "rich", "platformdirs", "sqlite3", "prometheus_client", "opentelemetry"]
     heavy = packages + [f"imsync.{room}" for room in ROOMS if room not in ("cli", "errors")]
     code = f"import sys, imsync.cli.app; print([name for name in {heavy} if name in sys.modules])"
     assert run(code) == "[]"

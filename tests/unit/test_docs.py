@@ -22,7 +22,7 @@ import imsync
 from imsync.bus.keys import Keys
 from imsync.cli.reference import COMMON, commands, parameters
 from imsync.embedded import EmbeddedServer
-from imsync.im.verify import Cause
+from imsync.im.causes import Cause
 from imsync.settings.loading import load
 from imsync.settings.model import fields, tables
 from tests.faults.checker import NAMES
@@ -311,10 +311,26 @@ def test_python_blocks_run(page: Path, folder: Path, environment: dict[str, str]
             assert run.returncode == 0, run.stderr
 
 
-def test_the_example_runs(folder: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "orders.py")]
+PROJECTION_PRINTS = """\
+3 users, 4 chats: 0 drifted, 1 in flight
+3 users, 4 chats: 0 drifted, 0 in flight
+3 users, 5 chats: 3 drifted, 0 in flight
+  user 1: stale_join
+  user 2: edited
+  user 99: orphan
+3 touched, 3 repaired
+4 users, 5 chats: 0 drifted, 0 in flight
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "prints"),
+    [("orders", "100 events, 100 invoices, 505899 cents\n"), ("projection", PROJECTION_PRINTS)],
+)
+def test_the_example_runs(folder: Path, environment: dict[str, str], name: str, prints: str) -> None:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    assert run.stdout == "100 events, 100 invoices, 505899 cents\n"
+    assert run.stdout == prints
 
 
 @page

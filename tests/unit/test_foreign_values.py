@@ -7,8 +7,8 @@ import pytest
 from imsync.bus.dead_letter import letter, read
 from imsync.bus.entry import Entry
 from imsync.bus.handler import Rejected
-from imsync.bus.liveness import _read
 from imsync.bus.outcome import DeadLetter
+from imsync.bus.vitals import read_object
 
 LAST = "18446744073709551615-18446744073709551615"
 """The highest entry id that Redis takes."""
@@ -21,10 +21,10 @@ def test_an_entry_of_no_known_time_can_be_buried() -> None:
     assert (record.published_at, record.source_id, record.deliveries) == ("", LAST, 3)
 
 
-@pytest.mark.parametrize("value", [b"", b"\xff", b"[]", b"1", b"null", b"{", "text"])
-def test_a_heartbeat_that_nobody_of_ours_wrote_names_nobody(value: bytes | str) -> None:
-    assert _read(value) == {}
+@pytest.mark.parametrize("value", [b"", b"\xff", b"[]", b"1", b"null", b"{", None, b"[" * 5000])
+def test_a_heartbeat_that_nobody_of_ours_wrote_names_nobody(value: bytes | None) -> None:
+    assert read_object(value) == {}
 
 
 def test_a_heartbeat_names_its_process() -> None:
-    assert _read(b'{"host": "a", "pid": 7}') == {"host": "a", "pid": 7}
+    assert read_object(b'{"host": "a", "pid": 7}') == {"host": "a", "pid": 7}

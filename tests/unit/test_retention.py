@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imsync.bus.entry import id_parts
-from imsync.bus.retention import NO_LIMIT, Retention, id_after
+from imsync.bus.entry import id_after, id_parts
+from imsync.bus.retention import NO_LIMIT, Retention
 
 NOW_MS = 1_800_000_000_000
 HOUR_MS = 3_600_000

@@ -105,6 +105,8 @@ def test_every_setting_can_be_given_in_the_file_and_in_the_environment(here: Her
         "tls_ca_file": "/ca.pem",
         "data_dir": "/data",
         "prefix": "p:1",
+        "log_format": "json",
+        "log_level": "info",
         "consumer.batch": 7,
         "consumer.block_ms": 8,
         "consumer.heartbeat_ms": 109,

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imsync.cli.run import Run, command
+from imsync.cli.run import Run
+from imsync.cli.selection import Group, check_ids, services
 
 if TYPE_CHECKING:
-    from imsync.bus.replay import Planned, Selection
-    from imsync.cli.render import Output
+    from collections.abc import Sequence
 
+    from imsync.bus.replay import Planned, Selection
+    from imsync.im.prediction import Prediction
 
 NOTHING = {False: "nothing is pending", True: "nothing to replay"}
 
 _YES = {True: "yes", False: "no"}
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    replay = typer.Typer(help="Apply events again.", no_args_is_help=True)
-    command(replay, "pending")(pending)
-    app.add_typer(replay, name="replay")
-
-
 def pending(
     run: Run,
-    group: Annotated[
-        str | None, typer.Option(help="Only this service: group or friend. Both without.", show_default=False)
-    ] = None,
+    group: Group = None,
     min_idle: Annotated[
         str, typer.Option(help="Only entries that were not delivered for so long: 500ms, 30s, 5m.")
     ] = "60s",
@@ -49,54 +41,46 @@ def pending(
     from imsync.bus.replay import Selection
     from imsync.cli.applying import OUTCOMES, apply_pending
     from imsync.cli.durations import milliseconds
-    from imsync.errors import UsageError
-    from imsync.im.workspace import PROJECTIONS
 
-    if group is not None and group not in PROJECTIONS:
-        raise UsageError(f"no service {group!a}", f"one of {', '.join(PROJECTIONS)}")
-    if bad := [each for each in id or () if not _is_entry_id(each)]:
-        raise UsageError(f"bad entry id {bad[0][:40]!a}", "such as 1795413835783-0")
-    selection = Selection(milliseconds(min_idle), consumer, tuple(id or ()), limit)
+    wanted = services(group)
+    selection = Selection(milliseconds(min_idle), consumer, check_ids(id), limit)
     run.expect_stores()
+    plans = {service: _plan(run, service, selection) for service in wanted}
+    entries = [
+        _described(service, each, prediction)
+        for service, planned in plans.items()
+        for each, prediction in zip(planned, _predict(run, service, planned), strict=True)
+    ]
+    if not run.as_json:
+        _print(run, entries)
     totals = dict.fromkeys(("planned", *OUTCOMES), 0)
-    entries: list[dict[str, object]] = []
-    for service in [group] if group else PROJECTIONS:
-        planned = _plan(run, service, selection)
-        entries += [_described(service, each) for each in planned]
+    for service, planned in plans.items():
         totals["planned"] += len(planned)
         if planned and not dry_run:
             for name, value in apply_pending(run, service, planned, selection.min_idle_ms).items():
                 totals[name] += value
-    left_alone = not entries and _tell_what_is_left_alone(run, [group] if group else list(PROJECTIONS), min_idle)
+    left_alone = not entries and _tell_what_is_left_alone(run, wanted, min_idle)
     if run.as_json:
         run.out.row({**totals, "dry_run": dry_run, "entries": entries})
     else:
-        _print(run.out, totals, entries, nothing=NOTHING[left_alone], dry_run=dry_run)
+        done = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in totals.items() if value)
+        print((done or NOTHING[left_alone]) + (" (dry run: nothing was changed)" if dry_run and entries else ""))
     if totals["failed"]:
         raise typer.Exit(1)
 
 
-def _print(
-    out: Output, totals: dict[str, int], entries: list[dict[str, object]], *, nothing: str, dry_run: bool
-) -> None:
-    if entries:
-        out.table(
-            ("group", "entry", "owner", "alive", "#idle s", "#deliveries"),
-            [
-                (e["group"], e["id"], e["owner"], _YES[bool(e["owner_alive"])], e["idle_seconds"], e["deliveries"])
-                for e in entries[:50]
-            ],
-        )  # fmt: skip
-        if len(entries) > 50:
-            print(f"… and {len(entries) - 50:,} more")
-    done = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in totals.items() if value)
-    print((done or nothing) + (" (dry run: nothing was changed)" if dry_run and entries else ""))
+def _print(run: Run, entries: Sequence[dict[str, object]]) -> None:
+    from imsync.cli.render import seconds
 
-
-def _is_entry_id(text: str) -> bool:
-    """Whether Redis takes it for one: a 64-bit number of milliseconds, and one that counts within them."""
-    numbers = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", text)
-    return numbers is not None and all(int(each) < 2**64 for each in numbers.groups(default="0"))
+    if not entries:
+        return
+    rows = [
+        (e["group"], e["id"], e["owner"], _YES[bool(e["owner_alive"])], seconds(float(str(e["idle_seconds"]))),
+         e["deliveries"], e["predicted_reason"] or e["predicted"])
+        for e in entries
+    ]  # fmt: skip
+    titles = ("group", "entry", "owner", "alive", "#idle", "#deliveries", "predicted")
+    run.out.plan(titles, rows, flexible="owner")
 
 
 def _tell_what_is_left_alone(run: Run, services: list[str], min_idle: str) -> bool:
@@ -127,7 +111,27 @@ def _plan(run: Run, service: str, selection: Selection) -> list[Planned]:
     return plan(run.bus.client, stream, run.bus.keys(DESTINATION), service, selection)
 
 
-def _described(service: str, planned: Planned) -> dict[str, object]:
+def _predict(run: Run, service: str, planned: Sequence[Planned]) -> list[Prediction]:
+    """What would become of the entries, batch by batch as they will be applied."""
+    from imsync.im.events import DESTINATION
+    from imsync.im.prediction import Predicted, Prediction, Predictor
+
+    if not planned:
+        return []
+    store = run.workspace.projection(service)
+    stream, batch = run.bus.stream(DESTINATION), run.consumer_options().batch
+    predictor = Predictor(store)
+    found: list[Prediction] = []
+    for start in range(0, len(planned), batch):
+        page = stream.fetch([each.entry.id for each in planned[start : start + batch]])
+        held = iter(predictor.predict([entry for entry in page if entry.fields]))
+        # without the events themselves, of which there may be many
+        found += [next(held).outline() if entry.fields else Prediction(Predicted.LOST) for entry in page]
+    store.close()
+    return found
+
+
+def _described(service: str, planned: Planned, prediction: Prediction) -> dict[str, object]:
     return {
         "group": service,
         "id": planned.entry.id,
@@ -135,4 +139,6 @@ def _described(service: str, planned: Planned) -> dict[str, object]:
         "owner_alive": planned.owner_alive,
         "idle_seconds": planned.entry.idle_ms / 1000,
         "deliveries": planned.entry.deliveries,
+        "predicted": str(prediction.outcome),
+        "predicted_reason": prediction.reason or None,
     }
