@@ -56,6 +56,10 @@ def is_trouble(error: sqlite3.Error) -> bool:
     return code_of(error) in _HINTS
 
 
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
 def statements(script: str) -> Iterator[str]:
     """The single statements of a script. Triggers may have semicolons of their own."""
     statement = ""
@@ -213,6 +217,8 @@ class Database:
             timeout=self._busy_seconds,
             check_same_thread=False,
         )
+        # what somebody else wrote there need not be text: it is compared as it can be read, and found to be wrong
+        connection.text_factory = _text
         try:
             self._prepare(connection, create)
             if change := self._watch.change():

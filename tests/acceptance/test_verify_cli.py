@@ -160,6 +160,21 @@ def test_what_no_event_reaches_is_mended_by_the_rebuild_that_it_names(im: InProc
     assert im.wrong_copies("group") == []
 
 
+def test_what_is_no_text_is_drift_like_any_other(im: InProcess) -> None:
+    """Written by hand into the rows of one user, and into the replica of another."""
+    first, second = members(im)[:2]
+    by_hand(im, "group", "UPDATE im_group_member SET user_nick_name = CAST(x'ff41' AS TEXT) WHERE user_id = ?", first)
+    by_hand(im, "group", "UPDATE user_profile_replica SET nick_name = CAST(x'c328' AS TEXT) WHERE user_id = ?", second)
+    done = im.json("verify", code=3)
+    assert {(each["user"], each["cause"]) for each in done["examples"]} == {(first, "edited"), (second, "edited")}
+    assert "differ" in im.run("trace", first).expect(3).out
+    im.run("verify", "--repair", "--yes").expect(3)
+    im.ok("consume", "group", "--until-empty")
+    im.ok("consume", "friend", "--until-empty")
+    im.ok("verify")
+    assert im.wrong_copies("group") == []
+
+
 def test_without_a_consumer_it_says_which_to_start(im: InProcess) -> None:
     rename(im, members(im)[0])
     done = im.run("verify", "--repair", "--yes", "--wait", "--timeout", "0s").expect(3)
