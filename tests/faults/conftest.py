@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.faults import breakage
 from tests.faults.nursery import Nursery
+from tests.faults.rebuilding import run_until_rest
 from tests.faults.rig import MakeWorld, Template, World
 from tests.faults.table import Fault, open_row
 from tests.servers import StartServer
@@ -78,3 +80,19 @@ def make_world(start_server: StartServer, template: Template, tmp_path: Path, se
 def world(make_world: MakeWorld) -> World:
     """A world with an append-only file, seen through a proxy."""
     return make_world()
+
+
+@pytest.fixture
+def group_world(world: World) -> World:
+    """A world of the group service alone."""
+    world.services = ("group",)
+    return world
+
+
+@pytest.fixture
+def backup(group_world: World, tmp_path: Path) -> Path:
+    """A copy of the group store, which its group has left behind since by 30 edits, in a few transactions."""
+    run_until_rest(group_world, 30)
+    path = breakage.copy(group_world.stores / "group.db", tmp_path / "backup.db")
+    run_until_rest(group_world, 30)
+    return path

@@ -21,7 +21,6 @@ from tests.faults.rebuilding import (
     overrides,
     rebuilt,
     refused,
-    run_until_rest,
     store_id,
 )
 from tests.faults.rig import World
@@ -31,22 +30,6 @@ from tests.servers import eventually
 
 BEAT_SECONDS = 0.06
 """The heartbeat's interval of the consumers here."""
-
-
-@pytest.fixture
-def group_world(world: World) -> World:
-    """A world of the group service alone."""
-    world.services = ("group",)
-    return world
-
-
-@pytest.fixture
-def backup(group_world: World, tmp_path: Path) -> Path:
-    """A copy of the group store, which its group has left behind since."""
-    run_until_rest(group_world, 30)
-    path = breakage.copy(group_world.stores / "group.db", tmp_path / "backup.db")
-    run_until_rest(group_world, 30)
-    return path
 
 
 def machine(world: World, folder: Path) -> Path:

@@ -28,22 +28,6 @@ from tests.faults.steps import At
 from tests.faults.table import Fault
 
 
-@pytest.fixture
-def group_world(world: World) -> World:
-    """A world of the group service alone."""
-    world.services = ("group",)
-    return world
-
-
-@pytest.fixture
-def backup(group_world: World, tmp_path: Path) -> Path:
-    """A copy of the group store, which its group has left behind since by 30 edits, in a few transactions."""
-    run_until_rest(group_world, 30)
-    path = breakage.copy(group_world.stores / "group.db", tmp_path / "backup.db")
-    run_until_rest(group_world, 30)
-    return path
-
-
 def nobody_beats(world: World) -> bool:
     """Whether the heartbeats of the dead have expired."""
     return not list(world.client.scan_iter("imsync:{user-update}:alive:*", count=1000))
