@@ -100,7 +100,7 @@ class Attempts:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Removes all records of entries that are settled."""
-        settled = self._known.intersection(ids)
+        settled = self._known and self._known.intersection(ids)
         if not settled:
             return
         with translated(self._where):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, from_json
 
+from imsync.bus.entry import FIELD, Fields
 from imsync.bus.event import Event
 from imsync.errors import DataError
 
@@ -27,6 +28,7 @@ SEQUENCE_DIGITS = 19
 (https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/sequence.md)."""
 
 _REQUIRED = {"event_id": "id", "occurred_at": "time", "source": "source"}
+_has_required = frozenset(_REQUIRED).issubset
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 
 E = TypeVar("E", bound=Event)
@@ -105,6 +107,17 @@ class Decoder(Generic[E]):
         # called per entry: a batch joined into one array would let a crafted entry shift its neighbours
         self._validate = TypeAdapter(Annotated[Any, _ByType(by_type)]).validator.validate_json
 
+    def read(self, fields: Fields) -> E | None:
+        """The event in an entry, or None when its type is one to ignore.
+
+        Raises:
+            DataError: as `decode`, and with reason `no_event_field`.
+        """
+        body = fields.get(FIELD)
+        if body is None:
+            raise DataError("no_event_field", "the entry has no field `event`")
+        return self.decode(body)
+
     def decode(self, body: bytes) -> E | None:
         """The event in `body`, or None when its type is one to ignore.
 
@@ -125,7 +138,7 @@ class Decoder(Generic[E]):
                     return None
             raise refusal from None
         # the constructor's defaults must not stand in for what a message left out; null is the same as absent
-        if event.source is None or not _REQUIRED.keys() <= event.model_fields_set:
+        if event.source is None or not _has_required(event.__pydantic_fields_set__):
             present = event.model_fields_set - ({"source"} if event.source is None else set())
             missing = ", ".join(wire for name, wire in _REQUIRED.items() if name not in present)
             raise DataError("invalid", f"the envelope lacks {missing}")

@@ -26,6 +26,7 @@ from imsync.bus.liveness import Heartbeat
 from imsync.bus.logfields import Fields
 from imsync.bus.options import ConsumerOptions, unique_name
 from imsync.bus.processor import Counts, Processor
+from imsync.bus.replies import ReadAhead
 from imsync.bus.retention import gone_from_the_start
 from imsync.bus.stream import Stream
 from imsync.bus.suspicion import Suspicion
@@ -132,6 +133,8 @@ class Consumer(Generic[E]):
         self._journal = Journal(self.counts)
         self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
         self._at_hand_since = 0.0
+        self._ahead: ReadAhead | None = None  # what comes next: the server looks for it while a batch is settled
+        self._more_waits = False  # the last look for something new found as much as there was room for
         self._failing = Failing(self._options.retry.backoff, clock, self._rng, self._log)
         self._suspicion = Suspicion(self._stream, self.group, self._attempts)
         self._own_after: str | None = "0"  # entries that this name holds from before are drained first
@@ -169,6 +172,7 @@ class Consumer(Generic[E]):
                     self._wait_out(error)
             self._leave()
         finally:
+            self._drop_ahead()
             self._heartbeat.stop()
             self._client.close()
             if self._telemetry:
@@ -180,7 +184,7 @@ class Consumer(Generic[E]):
 
     def _done(self) -> bool:
         if self._stop.is_set():
-            return True
+            return self._ahead is None  # what it was given already is settled first
         limit = self._options.max_events
         return self._drained or (limit is not None and self.counts.events >= limit)
 
@@ -188,9 +192,13 @@ class Consumer(Generic[E]):
         if not self._heartbeat.ensure():
             raise LeaseTaken(self.name, self._heartbeat.holder)
         self._look_after()
-        # what this name holds comes first: after a broken connection, before anything new
-        entries = self._still_at_hand() or self._own_entries()
-        if entries or (entries := self._next_in_turn()):
+        if self._stop.is_set():
+            entries = self._read_ahead()
+        else:
+            # what this name holds comes first: after a broken connection, before anything new
+            entries = self._still_at_hand() or self._own_entries() or self._next_in_turn()
+        if entries:
+            self._look_ahead(len(entries))
             self._process(entries)
             self._on_batch(self.counts)
         elif self._options.until_empty and not self._failing and not self._suspicion:
@@ -230,11 +238,11 @@ class Consumer(Generic[E]):
 
     # ── where entries come from ──────────────────────────────────────────────────────────────────────
 
-    def _room(self) -> int:
+    def _room(self, at_hand: int = 0) -> int:
         # failing entries are kept at hand: when there are very many, nothing more is taken on
         room = self._options.batch if len(self._failing) + len(self._suspicion) < FAILING_LIMIT else 0
         limit = self._options.max_events
-        return max(0, room if limit is None else min(room, limit - self.counts.events))
+        return max(0, room if limit is None else min(room, limit - self.counts.events - at_hand))
 
     def _still_at_hand(self) -> list[Entry]:
         """What trouble with the store left at hand, as far as nobody took it over meanwhile."""
@@ -272,12 +280,45 @@ class Consumer(Generic[E]):
         """Whether this name holds entries that it does not know of; if so, they are read next. A request that a broken
         connection left behind is carried out late, when what it gives is given to nobody.
         """
+        if self._ahead:
+            return False
         more = self._takeover.held > len(self._failing) + len(self._suspicion)
         if more:
             self._own_after = "0"
         return more
 
+    def _look_ahead(self, at_hand: int) -> None:
+        """Asks for what comes next, where more waits, so that the server looks for it while the batch is settled. Not
+        while the handler fails, when less and less is taken on, nor before what this name holds from before is drained,
+        which would find these entries, too.
+        """
+        troubled = self._failing or self._suspicion or self._own_after is not None
+        if troubled or self._ahead or self._stop.is_set():
+            return
+        if self._more_waits and (room := self._room(at_hand)):
+            self._ahead = self._stream.begin_read_new(self.group, self.name, room, self._clock())
+
+    def _read_ahead(self) -> list[Entry]:
+        """What was asked for while the last batch was settled; empty when nothing was."""
+        ahead, self._ahead = self._ahead, None
+        if not ahead:
+            return []
+        entries = ahead.entries()
+        self._more_waits = len(entries) == ahead.count
+        if self._clock() - ahead.since < self._heartbeat_seconds:
+            return entries
+        # all this time the server was not told that somebody works on them
+        ours = self._still_ours([entry.id for entry in entries])
+        return [entry for entry in entries if entry.id in ours]
+
+    def _drop_ahead(self) -> None:
+        if self._ahead:
+            self._ahead.drop()
+            self._ahead = None
+
     def _new_entries(self) -> list[Entry]:
+        if self._ahead:
+            return self._read_ahead()
         room = self._room()
         waiting = self._failing or self._suspicion
         if room == 0:
@@ -287,6 +328,7 @@ class Consumer(Generic[E]):
         patient = not (self._options.until_empty or until_takeover_ms < 1 or waiting)
         block_ms = min(self._options.block_ms, until_takeover_ms) if patient else None
         entries = self._stream.read_new(self.group, self.name, room, block_ms)
+        self._more_waits = len(entries) == room
         if not entries and self._failing:
             self._wait_for_retries()
         return entries
@@ -331,6 +373,8 @@ class Consumer(Generic[E]):
         self._consecutive_troubles += 1
         self._last_trouble = self._clock()
         self._next_check = 0.0
+        if isinstance(error, _OF_REDIS) or self._stop.is_set():
+            self._drop_ahead()
         if isinstance(error, _OF_REDIS):
             self._own_after = "0"  # a read whose reply was lost leaves entries pending under this name
             self._at_hand = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 FIELD: Final = b"event"
 """The one field of an entry."""
@@ -18,8 +18,7 @@ Fields = Mapping[bytes, bytes]
 _ENTRY_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a stream. Its `fields` are empty when it was trimmed or deleted while it was pending."""
 
     id: str

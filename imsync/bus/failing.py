@@ -64,8 +64,9 @@ class Failing:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Forgets entries that were processed, or that are somebody else's by now."""
-        for entry_id in ids:
-            self._waiting.pop(entry_id, None)
+        if self._waiting:
+            for entry_id in ids:
+                self._waiting.pop(entry_id, None)
 
     def due(self) -> Iterator[Entry]:
         """The entries whose time has come."""

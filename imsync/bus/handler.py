@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import getattr_static
-from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from imsync.bus.event import Event
 from imsync.bus.outcome import DeadLetter, Outcome
@@ -15,8 +15,7 @@ E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Received(Generic[E_co]):
+class Received(NamedTuple, Generic[E_co]):
     """One delivered event.
 
     Args:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from imsync.bus.attempts import Attempts
 from imsync.bus.binding import Binding
@@ -86,7 +86,7 @@ class Failure:
 class _Batch(Generic[E]):
     """Entries by what they turned out to be: events, or ids of entries to ignore, to bury, to give up."""
 
-    by_id: Mapping[str, Entry]
+    entries: Sequence[Entry]
     received: list[Received[E]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     dead: list[Rejected] = field(default_factory=list)
@@ -165,51 +165,73 @@ class Processor(Generic[E]):
 
     def _sorted(self, entries: Sequence[Entry]) -> _Batch[E]:
         """The entries by what they turn out to be."""
-        batch: _Batch[E] = _Batch({entry.id: entry for entry in entries})
-        for entry in entries:
-            if not entry.fields:
-                batch.lost.append(entry.id)
-                continue
+        batch: _Batch[E] = _Batch(entries)
+        read, received = self._decoder.read, batch.received
+        for entry_id, fields in entries:
             try:
-                event = self._decode(entry)
+                event = read(fields)
             except DataError as error:
-                batch.dead.append(Rejected(None, entry.id, DeadLetter(error.reason, error.message)))
+                if fields:
+                    batch.dead.append(Rejected(None, entry_id, DeadLetter(error.reason, error.message)))
+                else:
+                    batch.lost.append(entry_id)
                 continue
             if event is None:
-                batch.ignored.append(entry.id)
+                batch.ignored.append(entry_id)
             else:
-                batch.received.append(Received(event, entry.id))
+                received.append(Received(event, entry_id))
         return batch
 
     def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome]) -> list[Failure]:
         """Acknowledges and buries, by what the handler said of the events; those on which it failed."""
-        done, dead = batch.ignored[:], batch.dead
+        done, acks, failed = self._decided(batch, outcomes)
+        self._count(done, acks)
+        try:
+            self._acknowledge([*batch.ignored, *done])
+        except InfrastructureError:
+            self._unacknowledged = frozenset(done)
+            raise
+        self._unacknowledged = frozenset()
+        self.counts.ignored += len(batch.ignored)
+        if failed:
+            self._failing.update(failure.entry.id for failure in failed)
+            self.counts.retries += len(failed)
+            self.counts.failing = len(self._failing)
+        self.bury(batch.dead, batch.entries)
+        self.give_up(batch.lost)
+        return failed
+
+    def _decided(self, batch: _Batch[E], outcomes: Sequence[Outcome]) -> tuple[list[str], Sequence[Ack], list[Failure]]:
+        """What becomes of each delivery: the ids that are done with what was said of them, and those on which the
+        handler failed. What is refused joins the batch's dead.
+        """
+        if set(map(type, outcomes)) <= {Ack}:
+            return [delivery.entry_id for delivery in batch.received], cast(Sequence[Ack], outcomes), []
+        entries = {entry.id: entry for entry in batch.entries}
+        done: list[str] = []
+        acks: list[Ack] = []
         failed: list[Failure] = []
-        effects: dict[str, Effect] = {}
         for delivery, outcome in zip(batch.received, outcomes, strict=True):
             failures = self._attempts.failed(delivery.entry_id) if isinstance(outcome, Retry) else 0
             match self._retry.decide(outcome, failures):
-                case Ack(effect):
-                    effects[delivery.entry_id] = effect
+                case Ack() as ack:
                     done.append(delivery.entry_id)
+                    acks.append(ack)
                 case Retry(cause, where):
-                    failed.append(Failure(batch.by_id[delivery.entry_id], failures, cause, where))
+                    failed.append(Failure(entries[delivery.entry_id], failures, cause, where))
                 case DeadLetter() as refusal:
-                    dead.append(Rejected(delivery.event, delivery.entry_id, refusal))
-        # what was applied before, and not acknowledged because of trouble, is counted already
-        first = Counter(effect for entry_id, effect in effects.items() if entry_id not in self._unacknowledged)
-        for effect, number in first.items():
-            self.counts.count(effect, number)
-        self._unacknowledged = frozenset(effects)
-        self._acknowledge(done)
-        self._unacknowledged = frozenset()
-        self.counts.ignored += len(batch.ignored)
-        self._failing.update(failure.entry.id for failure in failed)
-        self.counts.retries += len(failed)
-        self.counts.failing = len(self._failing)
-        self.bury(dead, batch.by_id)
-        self.give_up(batch.lost)
-        return failed
+                    batch.dead.append(Rejected(delivery.event, delivery.entry_id, refusal))
+        return done, acks, failed
+
+    def _count(self, done: Sequence[str], acks: Sequence[Ack]) -> None:
+        """Counts what was applied, once: what was not acknowledged because of trouble is counted already."""
+        if self._unacknowledged:
+            pairs = zip(done, acks, strict=True)
+            acks = [ack for entry_id, ack in pairs if entry_id not in self._unacknowledged]
+        # most handlers give the same few objects again and again
+        kinds = {id(ack): ack for ack in acks}
+        for kind, number in Counter(map(id, acks)).items():
+            self.counts.count(kinds[kind].effect, number)
 
     def _totals(self) -> tuple[int, ...]:
         """What is told of a batch, as it stands: the fields of `BatchApplied`, in their order."""
@@ -219,19 +241,20 @@ class Processor(Generic[E]):
     def refuse(self, entry: Entry, refusal: DeadLetter) -> None:
         """Moves an entry to the dead letters without giving it to the handler."""
         try:
-            event = self._decode(entry)
+            event = self._decoder.read(entry.fields)
         except DataError:
             event = None
-        self.bury([Rejected(event, entry.id, refusal)], {entry.id: entry})
+        self.bury([Rejected(event, entry.id, refusal)], [entry])
 
-    def bury(self, dead: Sequence[Rejected], entries: Mapping[str, Entry]) -> None:
+    def bury(self, dead: Sequence[Rejected], entries: Sequence[Entry]) -> None:
         """Moves entries to the dead letters, once the handler's settlement log knows of it.
 
         Args:
-            entries: the entries themselves, by id.
+            entries: the entries themselves, perhaps among others.
         """
         if not dead:
             return
+        by_id = {entry.id: entry for entry in entries}
         held = self._stream.pending_among(self._group, [rejected.entry_id for rejected in dead])
         deliveries = {entry.id: entry.deliveries for entry in held if entry.consumer == self._consumer}
         # what somebody else has taken over is somebody else's to bury, and what is settled has its letter
@@ -243,8 +266,7 @@ class Processor(Generic[E]):
             self._handler.record_dead(ours)
         self._note_generation()
         letters = [
-            letter(each, entries[each.entry_id], self._group, self._consumer, deliveries[each.entry_id])
-            for each in ours
+            letter(each, by_id[each.entry_id], self._group, self._consumer, deliveries[each.entry_id]) for each in ours
         ]
         written = {each.source_id for each in self._stream.bury(self._group, self._consumer, self._dead_key, letters)}
         self.counts.duplicates += len(ours) - len(written)
@@ -281,8 +303,9 @@ class Processor(Generic[E]):
 
     def let_go(self, ids: Sequence[str]) -> None:
         """Forgets failing entries that are somebody else's by now."""
-        self._failing.difference_update(ids)
-        self.counts.failing = len(self._failing)
+        if self._failing:
+            self._failing.difference_update(ids)
+            self.counts.failing = len(self._failing)
 
     def _acknowledge(self, ids: Sequence[str]) -> None:
         if ids:
@@ -299,22 +322,8 @@ class Processor(Generic[E]):
         self._attempts.forget(ids)
         self.let_go(ids)
 
-    def _decode(self, entry: Entry) -> E | None:
-        return decode_entry(self._decoder, entry)
-
     def _apply(self, received: Sequence[Received[E]]) -> Sequence[Outcome]:
         return apply_apart(self._handler, received)
-
-
-def decode_entry(decoder: Decoder[E], entry: Entry) -> E | None:
-    """The event in an entry; None when its type is one to ignore.
-
-    Raises:
-        DataError: there is none that the decoder reads.
-    """
-    if entry.body is None:
-        raise DataError("no_event_field", "the entry has no field `event`")
-    return decoder.decode(entry.body)
 
 
 def apply_apart(handler: Handler[E], received: Sequence[Received[E]]) -> Sequence[Outcome]:
@@ -341,7 +350,7 @@ def _checked(outcomes: Sequence[Outcome], expected: int) -> Sequence[Outcome]:
     """What a handler returned, if it keeps the contract: a wrong answer must not leave entries unsettled."""
     if len(outcomes) != expected:
         raise TypeError(f"the handler returned {len(outcomes)} outcomes for {expected} deliveries")
-    for outcome in outcomes:
-        if not isinstance(outcome, Ack | Retry | DeadLetter):
-            raise TypeError(f"the handler returned {type(outcome).__name__} and not Ack, Retry or DeadLetter")
+    for kind in set(map(type, outcomes)):
+        if not issubclass(kind, (Ack, Retry, DeadLetter)):
+            raise TypeError(f"the handler returned {kind.__name__} and not Ack, Retry or DeadLetter")
     return outcomes

@@ -17,7 +17,7 @@ from imsync.bus.entry import Entry, following, id_parts, is_entry_id
 from imsync.bus.event import Event
 from imsync.bus.handler import Handler, Received, RedrivenLog
 from imsync.bus.outcome import Ack, DeadLetter, Effect
-from imsync.bus.processor import apply_apart, decode_entry
+from imsync.bus.processor import apply_apart
 from imsync.bus.stream import Stream
 from imsync.errors import DataError
 
@@ -105,7 +105,7 @@ class Redrive(Generic[E]):
             if not letter.event_id:
                 sources[entry.id] = source.id
             try:
-                event = decode_entry(self._decoder, source)
+                event = self._decoder.read(source.fields)
             except DataError as error:
                 done[entry.id] = Redriven(entry.id, reason=error.reason, message=error.message)
                 continue

@@ -23,6 +23,8 @@ from imsync.bus.entry import (
     PendingSummary,
     StreamInfo,
 )
+from imsync.bus.replies import ReadAhead, name_of, parsed_entries, pending_entry, raw_name, read_entries
+from imsync.bus.request import Request
 from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
@@ -162,7 +164,7 @@ class Stream:
         """XGROUP DESTROY; False when there is none. What it had pending is forgotten, and what it had not read."""
         with translated(self.where):
             try:
-                return bool(self._client.xgroup_destroy(self.key, _raw(group)))
+                return bool(self._client.xgroup_destroy(self.key, raw_name(group)))
             except redis_errors.ResponseError as error:
                 if not str(error).startswith("The XGROUP subcommand requires the key to exist"):
                     raise
@@ -176,14 +178,14 @@ class Stream:
     def delete_consumer(self, group: str, consumer: str) -> int:
         """XGROUP DELCONSUMER; how many pending entries were dropped with it, for good."""
         with translated(self.where):
-            return int(self._client.xgroup_delconsumer(self.key, _raw(group), _raw(consumer)))
+            return int(self._client.xgroup_delconsumer(self.key, raw_name(group), raw_name(consumer)))
 
     def groups(self) -> list[GroupInfo]:
         """XINFO GROUPS; empty when there is no stream."""
         with translated(self.where):
             return [
                 GroupInfo(
-                    name=_name(row["name"]),
+                    name=name_of(row["name"]),
                     consumers=row["consumers"],
                     pending=row["pending"],
                     last_delivered_id=row["last-delivered-id"].decode(),
@@ -196,8 +198,8 @@ class Stream:
         """XINFO CONSUMERS."""
         with translated(self.where):
             return [
-                ConsumerInfo(_name(row["name"]), row["pending"], row["idle"])
-                for row in self._client.xinfo_consumers(self.key, _raw(group))
+                ConsumerInfo(name_of(row["name"]), row["pending"], row["idle"])
+                for row in self._client.xinfo_consumers(self.key, raw_name(group))
             ]
 
     def info(self) -> StreamInfo | None:
@@ -239,17 +241,28 @@ class Stream:
         """
         return self._read_group(group, consumer, after, count, None)
 
+    def begin_read_new(self, group: str, consumer: str, count: int, now: float) -> ReadAhead:
+        """XREADGROUP `>` whose entries are taken later. The consumer holds them from now on. Does not wait for any.
+
+        Args:
+            now: the consumer's time.
+        """
+        return ReadAhead(self._request_read(group, consumer, ">", count, None), count, now)
+
     def _read_group(self, group: str, consumer: str, start: str, count: int, block_ms: int | None) -> list[Entry]:
-        with translated(self.where):
-            reply = self._client.xreadgroup(group, consumer, {self.key: start}, count=count, block=block_ms)
-        return _entries(reply[0][1]) if reply else []
+        return read_entries(self._request_read(group, consumer, start, count, block_ms).reply())
+
+    def _request_read(self, group: str, consumer: str, start: str, count: int, block_ms: int | None) -> Request:
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block, "STREAMS", self.key, start)
+        return Request(self._client, self.where, *command)
 
     def range(self, start: str = "-", end: str = "+", count: int | None = None) -> list[Entry]:
         """XRANGE: the entries between two ids, both included (`following(id)` excludes one)."""
         if start == AFTER_ALL:  # the server takes this for an error, and anybody may add an entry of the largest id
             return []
         with translated(self.where):
-            return _entries(self._client.xrange(self.key, start, end, count=count))
+            return parsed_entries(self._client.xrange(self.key, start, end, count=count))
 
     def read_after(self, after: str, count: int, block_ms: int | None = None) -> list[Entry]:
         """XREAD: at most `count` entries after an id, for no group: nothing is moved or noted anywhere.
@@ -260,7 +273,7 @@ class Stream:
         """
         with translated(self.where):
             reply = self._client.xread({self.key: after}, count=count, block=block_ms)
-        return _entries(reply[0][1]) if reply else []
+        return parsed_entries(reply[0][1]) if reply else []
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that the stream holds, in one round trip."""
@@ -278,19 +291,19 @@ class Stream:
     def length(self) -> int:
         """XLEN; 0 when there is no stream."""
         with translated(self.where):
-            return int(self._client.xlen(_raw(self.key)))
+            return int(self._client.xlen(raw_name(self.key)))
 
     # ── pending entries ──────────────────────────────────────────────────────────────────────────────
 
     def pending_summary(self, group: str) -> PendingSummary:
         """XPENDING without a range."""
         with translated(self.where):
-            reply = self._client.xpending(self.key, _raw(group))
+            reply = self._client.xpending(self.key, raw_name(group))
         oldest = reply["min"]
         return PendingSummary(
             count=reply["pending"],
             oldest_id=oldest.decode() if oldest else None,
-            by_consumer={_name(row["name"]): row["pending"] for row in reply["consumers"]},
+            by_consumer={name_of(row["name"]): row["pending"] for row in reply["consumers"]},
         )
 
     def pending(
@@ -306,12 +319,12 @@ class Stream:
         """XPENDING with a range: at most `count` pending entries in the order of their ids."""
         if start == AFTER_ALL:
             return []
-        holder = None if consumer is None else _raw(consumer)
+        holder = None if consumer is None else raw_name(consumer)
         with translated(self.where):
             rows = self._client.xpending_range(
-                self.key, _raw(group), start, end, count, consumername=holder, idle=min_idle_ms or None
+                self.key, raw_name(group), start, end, count, consumername=holder, idle=min_idle_ms or None
             )
-        return [_pending(row) for row in rows]
+        return [pending_entry(row) for row in rows]
 
     def pending_among(self, group: str, ids: Sequence[str]) -> list[PendingEntry]:
         """Those of the ids that are pending, in one round trip."""
@@ -319,7 +332,7 @@ class Stream:
         for entry_id in ids:
             pipeline.xpending_range(self.key, group, entry_id, entry_id, 1)
         with translated(self.where):
-            return [_pending(row) for rows in pipeline.execute() for row in rows]
+            return [pending_entry(row) for rows in pipeline.execute() for row in rows]
 
     def claim(self, group: str, consumer: str, ids: Sequence[str], min_idle_ms: int) -> list[Entry]:
         """XCLAIM: makes the consumer the owner of those that are still pending and idle for so long.
@@ -331,7 +344,7 @@ class Stream:
         with translated(self.where):
             rows = self._client.xclaim(self.key, group, consumer, min_idle_ms, list(ids))
         # Redis 6.2 answers (nil, nil) for a trimmed entry, later versions leave it out
-        return _entries(row for row in rows if row[0] is not None)
+        return parsed_entries(row for row in rows if row[0] is not None)
 
     def keep(self, group: str, consumer: str, ids: Sequence[str], min_idle_ms: int) -> list[str]:
         """XCLAIM JUSTID: resets the idle time of what the consumer holds, without raising the delivery counters.
@@ -369,28 +382,3 @@ class Stream:
         with translated(self.where):
             seconds, microseconds = self._client.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
-
-
-def _name(raw: bytes) -> str:
-    """A group's or consumer's name. Whoever may use the server has chosen it, and it need not be text: other bytes
-    become surrogates, and the same bytes on their way back.
-    """
-    return raw.decode(errors="surrogateescape")
-
-
-def _raw(name: str) -> bytes:
-    """The bytes of a name that came from the server."""
-    return name.encode(errors="surrogateescape")
-
-
-def _pending(row: Any) -> PendingEntry:
-    return PendingEntry(
-        id=row["message_id"].decode(),
-        consumer=_name(row["consumer"]),
-        idle_ms=row["time_since_delivered"],
-        deliveries=row["times_delivered"],
-    )
-
-
-def _entries(rows: Any) -> list[Entry]:
-    return [Entry(entry_id.decode(), fields or {}) for entry_id, fields in rows]

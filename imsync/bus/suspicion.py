@@ -74,6 +74,7 @@ class Suspicion:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Forgets entries that were processed, or that are somebody else's by now."""
-        for entry_id in ids:
-            self._suspects.pop(entry_id, None)
-            self._given_again.pop(entry_id, None)
+        if self._suspects or self._given_again:
+            for entry_id in ids:
+                self._suspects.pop(entry_id, None)
+                self._given_again.pop(entry_id, None)

@@ -14,7 +14,6 @@ from typing import Any
 from imsync.bus.codec import Decoder
 from imsync.bus.entry import Entry
 from imsync.bus.event import MAX_INT, Event
-from imsync.bus.processor import decode_entry
 from imsync.errors import DataError
 from imsync.im.gate import newest
 from imsync.store.projection import Projection, Versioned
@@ -101,7 +100,7 @@ class Predictor:
 
     def _read(self, entry: Entry) -> Prediction:
         try:
-            return Prediction(Predicted.APPLIED, decode_entry(self._decoder, entry))
+            return Prediction(Predicted.APPLIED, self._decoder.read(entry.fields))
         except DataError as error:
             return Prediction(Predicted.BAD, None, error.reason, error.message)
 

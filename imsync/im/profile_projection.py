@@ -23,7 +23,7 @@ from imsync.store.projection import NO_ROOM, CopyState, SourceState
 from imsync.store.settlement import CONFLICT, DEAD
 from imsync.store.settlement import SQL as SETTLEMENT_SQL
 from imsync.store.settling import SETTLED_HOURS, SettlingStore
-from imsync.store.sql import load
+from imsync.store.sql import insert_many, load
 
 log = logging.getLogger(__name__)
 
@@ -141,33 +141,26 @@ class ProfileProjection(SettlingStore):
             StoreUnusable: nothing was applied; try again.
             StoreMismatch: the file was replaced while in use, by one that may lack what was acknowledged.
         """
+        events = [event for event, _ in batch]
+        keys = [event.event_id.bytes for event in events]
         with self._settling() as connection:
-            keys = [received.event.event_id.bytes for received in batch]
             known = self._settlements.known(keys)
-            fresh: dict[bytes, Received[IMBaseEvent]] = {}  # of a repeat within the batch the first counts
-            for key, received in zip(keys, batch, strict=True):
-                if key not in fresh and known.get(key, DEAD) == DEAD:
-                    fresh[key] = received
-            events = [received.event for received in fresh.values()]
-            winners = newest(events, self._versions({event.id for event in events}))
+            fresh = _first_of_each(keys, events, known)
+            winners = newest(fresh.values(), self._versions({event.id for event in fresh.values()}))
             replicas = {user_id: self.replica_of(event) for user_id, event in winners.items()}
             self._write(connection, replicas.values())
             outcomes: list[Outcome] = [
-                DUPLICATE
-                if fresh.get(key) is not received
-                else APPLIED
-                if winners.get(received.event.id) is received.event
-                else SUPERSEDED
-                for key, received in zip(keys, batch, strict=True)
+                APPLIED if winners.get(event.id) is event else SUPERSEDED if fresh.get(key) is event else DUPLICATE
+                for key, event in zip(keys, events, strict=True)
             ]
             self._record(connection, keys, batch, outcomes, known)
-            self._record_staleness(connection, (replica.occurred_ms for replica in replicas.values()))
-            self._raise_alarms(connection, [event for event in events if winners.get(event.id) is not event], replicas)
+            self._record_staleness(connection, [replica.occurred_ms for replica in replicas.values()])
+            self._raise_alarms(connection, _doubtful(fresh.values(), winners), replicas)
         return outcomes
 
     def _write(self, connection: sqlite3.Connection, replicas: Iterable[Replica]) -> None:
         ordered = sorted(replicas, key=lambda replica: replica.user_id)  # as the tables are clustered
-        connection.executemany(REPLICA_SQL["write_replica"], ordered)
+        insert_many(connection, REPLICA_SQL["write_replica"], ordered)
         connection.executemany(self.sql["write_copies"], [(r.nick_name, r.head_image, r.user_id) for r in ordered])
 
     def _raise_alarms(
@@ -177,6 +170,8 @@ class ProfileProjection(SettlingStore):
         replicas: Mapping[int, Replica],
     ) -> None:
         """Compares events that were superseded, and never seen before, with what superseded them."""
+        if not superseded:
+            return
         elsewhere = {event.id for event in superseded} - replicas.keys()
         applied = {**replicas, **self._replicas(elsewhere)}
         for event in superseded:
@@ -272,6 +267,37 @@ class ProfileProjection(SettlingStore):
         for start in range(0, len(ids), _LOOKUP_CHUNK):
             chunk = ids[start : start + _LOOKUP_CHUNK]
             yield from self._database.query(REPLICA_SQL[statement] + placeholders(len(chunk)), chunk)
+
+
+def _first_of_each(
+    keys: Sequence[bytes], events: Sequence[IMBaseEvent], known: Mapping[bytes, str]
+) -> dict[bytes, IMBaseEvent]:
+    """The events that are not settled yet, in their order: of a repeat within the batch the first counts.
+
+    Args:
+        known: the outcomes of those that were settled before; what was dead is tried again.
+    """
+    if not known and len(fresh := dict(zip(keys, events, strict=True))) == len(keys):
+        return fresh
+    fresh = {}
+    for key, event in zip(keys, events, strict=True):
+        if key not in fresh and known.get(key, DEAD) == DEAD:
+            fresh[key] = event
+    return fresh
+
+
+def _doubtful(events: Iterable[IMBaseEvent], winners: Mapping[int, IMBaseEvent]) -> list[IMBaseEvent]:
+    """The superseded events that may contradict what superseded them: not those that came before a newer version, by
+    both their version and their time.
+    """
+    doubtful: list[IMBaseEvent] = []
+    for event in events:
+        newer = winners.get(event.id)
+        if newer is event:
+            continue
+        if newer is None or event.version >= newer.version or event.occurred_at > newer.occurred_at:
+            doubtful.append(event)
+    return doubtful
 
 
 def _state(row: tuple[Any, ...]) -> CopyState:

@@ -11,7 +11,6 @@ from imsync.bus.codec import Decoder
 from imsync.bus.entry import Entry
 from imsync.bus.handler import Received
 from imsync.bus.history import pages, reapply
-from imsync.bus.processor import decode_entry
 from imsync.bus.stream import Stream
 from imsync.errors import DataError
 from imsync.im.events import IMBaseEvent
@@ -120,6 +119,6 @@ def run(
 
 def _decoded(decoder: Decoder[IMBaseEvent], entry: Entry) -> IMBaseEvent | None:
     try:
-        return decode_entry(decoder, entry)
+        return decoder.read(entry.fields)
     except DataError:
         return None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from imsync.bus.event import Event
 from imsync.bus.outcome import Effect
 from imsync.store.database import Database, placeholders
-from imsync.store.sql import load
+from imsync.store.sql import insert_many, load
 
 SQL = load("imsync.store", "settlement.sql")
 
@@ -121,8 +121,8 @@ class SettlementTable:
 
     def record(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
         """Records events that are not known yet."""
-        connection.executemany(SQL["record"], [row[:3] for row in settled])
-        self.count(connection, Counter((row.source, row.outcome) for row in settled))
+        insert_many(connection, SQL["record"], [row[:3] for row in settled])
+        self.count(connection, Counter([(source, outcome) for _, outcome, _, source in settled]))
 
     def note_copies(self, connection: sqlite3.Connection, copies: Iterable[tuple[bytes, str]]) -> None:
         """Notes further entries of events that are settled: the newest one is kept, so that an event is not forgotten

@@ -299,23 +299,28 @@ class SettlingStore:
             outcomes: of those that are not acknowledged nothing is written.
             known: the outcomes of those that were settled before.
         """
+        # as plain texts: SQLite's module takes a subclass of `str` for something to be adapted, and searches how
+        kinds = {id(outcome): outcome for outcome in outcomes}
+        effects = {kind: outcome.effect.value for kind, outcome in kinds.items() if isinstance(outcome, Ack)}
         new: list[Settled] = []
         revived: list[Settled] = []
         copies: list[tuple[bytes, str]] = []
         repeats: Counter[tuple[str, str]] = Counter()
         for key, received, outcome in zip(keys, batch, outcomes, strict=True):
-            if not isinstance(outcome, Ack):
+            effect = effects.get(id(outcome))
+            if effect is None:
                 continue
-            source = received.event.source or ""
+            event, entry_id = received
+            source = event.source or ""
             if outcome is DUPLICATE:
-                repeats[source, DUPLICATE.effect] += 1
-                copies.append((key, received.entry_id))
+                repeats[source, effect] += 1
+                copies.append((key, entry_id))
             elif key in known:
-                revived.append(Settled(key, outcome.effect, received.entry_id, source))
+                revived.append(Settled(key, effect, entry_id, source))
                 # its letter goes after this is committed: until then it may be redriven as if it were a new one
-                copies.append((key, max(received.entry_id, f"{clock.now_ms()}-0", key=id_parts)))
+                copies.append((key, max(entry_id, f"{clock.now_ms()}-0", key=id_parts)))
             else:
-                new.append(Settled(key, outcome.effect, received.entry_id, source))
+                new.append(Settled(key, effect, entry_id, source))
         self._record_new(connection, new)
         if revived:
             self._settlements.change(connection, revived)

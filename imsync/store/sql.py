@@ -8,9 +8,19 @@ UPDATE …;
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    import sqlite3
+
+ROWS_PER_STATEMENT = 100
+"""How many rows one INSERT takes. One statement for each row takes half as long again."""
+
+_VALUES = re.compile(r"\bVALUES (\([?, ]+\))")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
@@ -22,3 +32,24 @@ def load(package: str, file_name: str) -> Mapping[str, str]:
         name: "\n".join(line for line in body.splitlines() if line and not line.lstrip().startswith("--"))
         for name, body in zip(named[::2], named[1::2], strict=True)
     }
+
+
+def insert_many(connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Executes an `INSERT … VALUES (?, …)` for each row, as `executemany` does, many rows at a time.
+
+    Args:
+        rows: one sequence of parameters for each row. As in one statement, none may depend on another.
+    """
+    whole = len(rows) - len(rows) % ROWS_PER_STATEMENT
+    for start in range(0, whole, ROWS_PER_STATEMENT):
+        block = rows[start : start + ROWS_PER_STATEMENT]
+        connection.execute(_repeated(statement), list(chain.from_iterable(block)))
+    connection.executemany(statement, rows[whole:])
+
+
+@lru_cache(maxsize=64)
+def _repeated(statement: str) -> str:
+    repeated, n = _VALUES.subn(lambda found: f"VALUES {', '.join([found[1]] * ROWS_PER_STATEMENT)}", statement)
+    if n != 1:
+        raise ValueError("no INSERT of one row")
+    return repeated

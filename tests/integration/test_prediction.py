@@ -12,7 +12,6 @@ from imsync.bus.codec import encode
 from imsync.bus.entry import FIELD, Entry
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.outcome import Ack, DeadLetter
-from imsync.bus.processor import decode_entry
 from imsync.errors import DataError
 from imsync.im.events import IMBaseEvent
 from imsync.im.prediction import Predicted, Predictor
@@ -38,7 +37,7 @@ def really(kind: Kind, store: Store, batch: Sequence[Entry]) -> list[str]:
     places: list[int] = []
     for place, each in enumerate(batch):
         try:
-            event = decode_entry(kind.decoder, each)
+            event = kind.decoder.read(each.fields)
         except DataError:
             outcomes[place] = "bad"
             continue
@@ -79,7 +78,7 @@ def test_predictions_of_random_selections_come_true(kind: Kind, tmp_path: Path) 
             past = random_entries(rng, 20)
             for event_entry in past:  # applied, dead, or nothing
                 try:
-                    event = decode_entry(kind.decoder, event_entry)
+                    event = kind.decoder.read(event_entry.fields)
                 except DataError:
                     continue
                 assert event is not None
