@@ -7,9 +7,10 @@ until `Memory.now_ms` is moved. What is not here is not used by the histories: a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeAlias
 
 from redis import exceptions as redis_errors
@@ -253,6 +254,23 @@ class Memory:
                 return self.xtrim(key, minid=bounds[0], limit=int(bounds[2]) if len(bounds) > 2 else None)
         raise AssertionError(f"no such command here: {name} {args}")
 
+    def carry_out(self, words: list[bytes]) -> Any:
+        """The commands that travel as bytes; the reply as it travels."""
+        match [words[0].upper(), *words[1:]]:
+            case [b"XADD", key, b"*", *pairs]:
+                return self.run("xadd", (key.decode(), dict(zip(pairs[::2], pairs[1::2], strict=True))), {})
+            case [b"XREADGROUP", b"GROUP", group, consumer, b"COUNT", count, *_, b"STREAMS", key, start]:
+                streams = {key.decode(): start.decode()}
+                reply = self.run("xreadgroup", (name_of(group), name_of(consumer), streams), {"count": int(count)})
+                return [
+                    [
+                        name,
+                        [[entry_id, fields and list(chain.from_iterable(fields.items()))] for entry_id, fields in rows],
+                    ]
+                    for name, rows in reply
+                ]
+        raise AssertionError(f"no such command here: {words}")
+
     def eval(self, script: str, keys: int, stream: str, noted: str, *args: Any) -> int:
         """The script that acknowledges when memory is full: its first command needs none, so the second is allowed."""
         assert (keys, "XACK" in script) == (2, True), script
@@ -488,6 +506,7 @@ class Client:
     def __init__(self, memory: Memory, seam: Seam) -> None:
         self._memory = memory
         self._seam = seam
+        self.connection_pool = Pool(memory, seam)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -506,6 +525,83 @@ class Client:
 
     def close(self) -> None:
         pass
+
+
+class Pool:
+    """Gives connections to whoever sends commands and reads their replies later."""
+
+    def __init__(self, memory: Memory, seam: Seam) -> None:
+        self._memory = memory
+        self._seam = seam
+
+    def get_connection(self) -> Connection:
+        return Connection(self._memory, self._seam)
+
+    def release(self, connection: Connection) -> None:
+        pass
+
+
+class Connection:
+    """Commands are carried out when they are sent, and answered when their replies are read."""
+
+    def __init__(self, memory: Memory, seam: Seam) -> None:
+        self._memory = memory
+        self._seam = seam
+        self._what = ""
+        self._replies: deque[Any] = deque()
+
+    def send_command(self, *command: Any) -> None:
+        self.send_packed_command([packed(command)])
+
+    def send_packed_command(self, command: bytes | Iterable[bytes], check_health: bool = True) -> None:
+        commands = list(unpacked(command if isinstance(command, bytes) else b"".join(command)))
+        self._what = "+".join(dict.fromkeys(words[0].decode().lower() for words in commands))
+        self._seam(f"before {self._what}")
+        for number, words in enumerate(commands):
+            if number:
+                self._seam(f"amid {self._what}")
+            try:
+                self._replies.append(self._memory.carry_out(words))
+            except redis_errors.ResponseError as error:
+                self._replies.append(error)
+
+    def read_response(self, **options: Any) -> Any:
+        what, self._what = self._what, ""
+        if what:
+            self._seam(f"after {what}")
+        reply = self._replies.popleft()
+        if isinstance(reply, redis_errors.ResponseError):
+            raise reply
+        return reply
+
+    def disconnect(self) -> None:
+        self._replies.clear()
+
+
+def packed(command: Iterable[Any]) -> bytes:
+    """A command as it travels (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+    words = [raw(word) for word in command]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+def unpacked(data: bytes) -> Iterator[list[bytes]]:
+    """The commands in what travels."""
+    at = 0
+
+    def number(sign: bytes) -> int:
+        nonlocal at
+        end = data.index(b"\r\n", at)
+        assert data[at : at + 1] == sign
+        found, at = int(data[at + 1 : end]), end + 2
+        return found
+
+    while at < len(data):
+        words: list[bytes] = []
+        for _ in range(number(b"*")):
+            length = number(b"$")
+            words.append(data[at : at + length])
+            at += length + 2
+        yield words
 
 
 class Pipeline:
