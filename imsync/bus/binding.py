@@ -14,13 +14,12 @@ from redis.exceptions import WatchError
 from imsync.bus.connection import translated
 from imsync.bus.handler import BoundStore
 from imsync.bus.keys import Keys
+from imsync.bus.request import Command
 from imsync.bus.stream import Stream
 from imsync.errors import StoreMismatch
 
 if TYPE_CHECKING:
     from redis import Redis
-
-Command = tuple[str | int, ...]
 
 
 class Binding:

@@ -307,9 +307,10 @@ class Consumer(Generic[E]):
         self._more_waits = len(entries) == ahead.count
         if self._clock() - ahead.since < self._heartbeat_seconds:
             return entries
-        # all this time the server was not told that somebody works on them
-        ours = self._still_ours([entry.id for entry in entries])
-        return [entry for entry in entries if entry.id in ours]
+        # all this time the server was not told that somebody works on them: others may have taken some over
+        held = self._stream.pending_among(self.group, [entry.id for entry in entries])
+        theirs = {entry.id for entry in held if entry.consumer != self.name}
+        return [entry for entry in entries if entry.id not in theirs]
 
     def _drop_ahead(self) -> None:
         if self._ahead:

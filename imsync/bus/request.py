@@ -1,4 +1,4 @@
-"""A command whose reply is read later: the server works on it while its sender does something else."""
+"""Commands whose reply is read later: the server works on them while its sender does something else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
+Command = tuple[str | bytes | int, ...]
+
+
 class Request:
-    """One command on a connection that nobody else uses until its reply is read, or it is dropped.
+    """Commands on a connection that nobody else uses until its reply is read, or it is dropped.
 
     The reply is as the server gave it: redis-py's own commands make it into dictionaries first, which takes longer than
     reading it.
@@ -21,41 +24,51 @@ class Request:
     Args:
         client: whose pool gives the connection.
         where: what error messages call the server.
-        command: the command and its arguments.
+        commands: one or more commands with their arguments, which travel together.
 
     Raises:
         RedisUnreachable: nobody knows whether the server got it.
     """
 
-    def __init__(self, client: Redis, where: str, *command: str | bytes | int) -> None:
+    def __init__(self, client: Redis, where: str, *commands: Command) -> None:
         self._where = where
+        self._commands = len(commands)
         self._pool: Any = client.connection_pool
         self._connection: Any
         with translated(where):
             self._connection = self._pool.get_connection()
             try:
-                self._connection.send_command(*command)
+                self._connection.send_packed_command(self._connection.pack_commands(commands))
             except BaseException:
                 self.drop()
                 raise
 
     def reply(self) -> Any:
-        """Waits for the reply. To be called once.
+        """Waits for the reply to the last command. To be called once.
 
         Raises:
-            RedisUnreachable: it did not come; the server may have carried the command out.
-            RedisRefused, GroupMissing: the server answered with an error.
+            RedisUnreachable: it did not come; the server may have carried out any of the commands.
+            RedisRefused, GroupMissing: the server answered one of them with an error, the first of which this is.
         """
         with translated(self._where):
-            try:
-                reply = self._connection.read_response()
-            except ResponseError:  # whole, so that what comes next on this connection is the next reply
-                self._release()
-                raise
-            except BaseException:
-                self.drop()
-                raise
+            return self.raw_reply()
+
+    def raw_reply(self) -> Any:
+        """As `reply`, with the errors that redis-py raises."""
+        reply: Any = None
+        refused: ResponseError | None = None
+        try:
+            for _ in range(self._commands):
+                try:
+                    reply = self._connection.read_response()
+                except ResponseError as error:  # whole, so that what comes next on this connection is the next reply
+                    refused = refused or error
+        except BaseException:
+            self.drop()
+            raise
         self._release()
+        if refused:
+            raise refused
         return reply
 
     def drop(self) -> None:

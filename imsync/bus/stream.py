@@ -7,7 +7,7 @@ https://redis.io/docs/latest/commands/?group=stream
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import exceptions as redis_errors
 
@@ -24,7 +24,7 @@ from imsync.bus.entry import (
     StreamInfo,
 )
 from imsync.bus.replies import ReadAhead, name_of, parsed_entries, pending_entry, raw_name, read_entries
-from imsync.bus.request import Request
+from imsync.bus.request import Command, Request
 from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Stream:
             for reply in replies
         ]
 
-    def acknowledge(self, group: str, ids: Sequence[str], *, noting: tuple[str | int, ...] | None = None) -> int:
+    def acknowledge(self, group: str, ids: Sequence[str], *, noting: Command | None = None) -> int:
         """XACK; how many were pending until now.
 
         Args:
@@ -97,11 +97,9 @@ class Stream:
         with translated(self.where):
             if noting is None:
                 return int(self._client.xack(self.key, group, *ids))
-            transaction = self._client.pipeline(transaction=True)
-            transaction.execute_command(*noting)
-            transaction.xack(self.key, group, *ids)
+            transaction = ("MULTI",), noting, ("XACK", self.key, group, *ids), ("EXEC",)
             try:
-                return int(transaction.execute()[1])
+                return int(_of_transaction(Request(self._client, self.where, *transaction).raw_reply())[1])
             except redis_errors.OutOfMemoryError as full:
                 command, key, *arguments = noting
                 script = (_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
@@ -255,7 +253,7 @@ class Stream:
     def _request_read(self, group: str, consumer: str, start: str, count: int, block_ms: int | None) -> Request:
         block = () if block_ms is None else ("BLOCK", block_ms)
         command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block, "STREAMS", self.key, start)
-        return Request(self._client, self.where, *command)
+        return Request(self._client, self.where, command)
 
     def range(self, start: str = "-", end: str = "+", count: int | None = None) -> list[Entry]:
         """XRANGE: the entries between two ids, both included (`following(id)` excludes one)."""
@@ -382,3 +380,11 @@ class Stream:
         with translated(self.where):
             seconds, microseconds = self._client.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _of_transaction(replies: Any) -> Sequence[Any]:
+    """What the commands of a MULTI answered, unless one of them with an error, which then is raised."""
+    for reply in replies:
+        if isinstance(reply, redis_errors.RedisError):
+            raise reply
+    return cast(Sequence[Any], replies)

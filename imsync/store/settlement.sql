@@ -45,7 +45,13 @@ INSERT INTO meta (key, value) SELECT 'generation', EXISTS (SELECT 1 FROM settled
 INSERT INTO meta (key, value) VALUES ('position', '0-0'), ('position_source', '');
 
 -- name: meta
-SELECT key, value FROM meta;
+SELECT max(CASE key WHEN 'store_id' THEN value END),
+       max(CASE key WHEN 'generation' THEN CAST(value AS INTEGER) END),
+       max(CASE key WHEN 'position' THEN value END),
+       max(CASE key WHEN 'position_source' THEN value END),
+       count(CASE key WHEN 'unfinished' THEN 1 END),
+       max(CASE key WHEN 'tables_version' THEN CAST(value AS INTEGER) END)
+FROM meta;
 
 -- name: raise_generation
 UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation';

@@ -193,15 +193,8 @@ class SettlingStore:
         self._meta = now._replace(generation=now.generation + 1)
 
     def _read_meta(self) -> StoreMeta:
-        meta = dict(self._database.query(SQL["meta"]))
-        return StoreMeta(
-            meta["store_id"],
-            int(meta["generation"]),
-            meta["position"],
-            meta["position_source"],
-            "unfinished" in meta,
-            int(meta.get("tables_version", 0)),
-        )
+        ((store_id, generation, position, source, unfinished, tables_version),) = self._database.query(SQL["meta"])
+        return StoreMeta(store_id, generation, position, source, bool(unfinished), tables_version or 0)
 
     def _check(self, now: StoreMeta) -> None:
         before = self._meta

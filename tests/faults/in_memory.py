@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeAlias
@@ -249,6 +249,8 @@ class Memory:
                 return self.xadd(key, dict(zip(pairs[::2], pairs[1::2], strict=True)))
             case "ZADD", (key, *flags, score, member):
                 return self.zadd(key, {member: score}, gt="GT" in flags, xx="XX" in flags)
+            case "XACK", (key, group, *ids):
+                return self.xack(key, group, *ids)
             case "XTRIM", (key, "MINID", *more):
                 bounds = [word for word in more if word not in ("~", "=")]
                 return self.xtrim(key, minid=bounds[0], limit=int(bounds[2]) if len(bounds) > 2 else None)
@@ -550,11 +552,14 @@ class Connection:
         self._what = ""
         self._replies: deque[Any] = deque()
 
-    def send_command(self, *command: Any) -> None:
-        self.send_packed_command([packed(command)])
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        return [packed(command) for command in commands]
 
     def send_packed_command(self, command: bytes | Iterable[bytes], check_health: bool = True) -> None:
         commands = list(unpacked(command if isinstance(command, bytes) else b"".join(command)))
+        if commands[0] == [b"MULTI"]:
+            self._replies += self._transaction(commands[1:-1])
+            return
         self._what = "+".join(dict.fromkeys(words[0].decode().lower() for words in commands))
         self._seam(f"before {self._what}")
         for number, words in enumerate(commands):
@@ -564,6 +569,16 @@ class Connection:
                 self._replies.append(self._memory.carry_out(words))
             except redis_errors.ResponseError as error:
                 self._replies.append(error)
+
+    def _transaction(self, commands: Sequence[list[bytes]]) -> list[Any]:
+        pipeline = Pipeline(self._memory, self._seam, transaction=True)
+        for words in commands:
+            pipeline.execute_command(*(word.decode() for word in words))
+        try:
+            replies = pipeline.execute(raise_on_error=False)
+        except redis_errors.OutOfMemoryError as error:
+            return [b"OK", error, *[b"QUEUED"] * (len(commands) - 1), redis_errors.ExecAbortError("EXECABORT")]
+        return [b"OK", *[b"QUEUED"] * len(commands), replies]
 
     def read_response(self, **options: Any) -> Any:
         what, self._what = self._what, ""

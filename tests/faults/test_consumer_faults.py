@@ -31,14 +31,19 @@ from tests.servers import eventually
 
 TAKEN = "another consumer named reader is alive"
 LOCKED = "database is locked"
+HELD = 20
 READERS_KEY = "imsync:{user-update}:alive:group/reader"
 
 
 def hold_some(world: World, at: At, *, edits: int = 40, **job: Any) -> Worker:
-    """A consumer of `group` that has reached a step with ten entries at hand, and more that nobody has read."""
+    """A consumer of `group` that has reached a step with ten entries at hand, ten that it has asked for, and more that
+    nobody has read.
+    """
     world.edit(edits)
     world.publish()
-    return world.consumer(at=[at], options={"batch": 10}, **job).reach(at.step)
+    worker = world.consumer(at=[at], options={"batch": HELD // 2}, **job).reach(at.step)
+    eventually(lambda: len(world.pending()) == HELD)
+    return worker
 
 
 def bring_to_rest(world: World) -> None:
@@ -170,14 +175,14 @@ def test_a_zombie_is_harmless(world: World, fault: Fault, step: str) -> None:
     """Stopped for longer than its heartbeat lasts: another takes over what it holds. Then it goes on with it."""
     row = fault(f"zombie · {step}")
     zombie = hold_some(world, At(step, "freeze"))
-    held = set(world.pending())
-    assert len(held) == 10
+    held = world.pending()
+    assert len(held) == HELD
     other = world.consumer()
     eventually(lambda: settled(world)[0] == 40 and not world.pending())
     row.reached()
     zombie.thaw()
     other.terminate()
-    assert other.finish()["taken_over"] == 10
+    assert other.finish()["taken_over"] == HELD
     bring_to_rest(world)
     assert zombie.result["applied"] > 0, "it goes on as before"
     row.found(world.check())
@@ -238,7 +243,7 @@ def test_a_consumer_is_renamed_with_pending_entries(world: World, fault: Fault) 
     assert set(held.values()) == {"old"}
     renamed = world.consumer(name="renamed")
     bring_to_rest(world)
-    assert renamed.result["taken_over"] == len(held) == 10
+    assert renamed.result["taken_over"] == len(held) == HELD
     row.reached(len(held))
     row.found(world.check())
     pruned = world.command("consumer", "prune", "--group", "group", "--yes", "--json")
@@ -256,11 +261,11 @@ def test_somebody_deletes_a_consumer_with_pending_entries(world: World, fault: F
         worker.kill()
     dropped: Any = world.client.xgroup_delconsumer(STREAM, "group", next(iter(held.values())))
     row.reached(dropped)
-    assert dropped == 10
+    assert dropped == HELD
     assert not world.pending()
     if not alive:
         world.settle()
-        _is_told_of(world, unexplained=10)
+        _is_told_of(world, unexplained=HELD)
         assert {"skipped_by_group", "copies_differ"} <= {violation.name for violation in world.check()}
         world.client.xgroup_setid(STREAM, "group", "0")  # one way to mend it: everything comes again
         world.consumer()
