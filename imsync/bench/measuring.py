@@ -232,6 +232,8 @@ class Bench:
         )
         self._bus = Bus(endpoint, prefix=self.prefix)
         self._closing.callback(self._bus.close)
+        self._bus.ping()
+        self._may_use_keys()
         self.machine = Machine(
             server=self._server_name(),
             where=str(endpoint),
@@ -244,8 +246,15 @@ class Bench:
             sqlite=sqlite3.sqlite_version,
         )
 
+    def _may_use_keys(self) -> None:
+        """Raises RedisRefused unless the user may use keys of this prefix."""
+        try:
+            with translated(str(self._bus.endpoint)):
+                self._bus.client.unlink(*self._place.all_keys(()))
+        except RedisRefused as error:
+            raise RedisRefused(error.message, f"this needs a user who may use all keys {PREFIX}*") from error
+
     def _server_name(self) -> str:
-        self._bus.ping()
         try:
             with translated(str(self._bus.endpoint)):
                 info: Mapping[str, Any] = cast(Any, self._bus.client).info("server")

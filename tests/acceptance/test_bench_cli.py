@@ -195,6 +195,24 @@ def test_what_cannot_be_is_said_before_anything_is_measured(bare: Imsync, folder
     assert list(folder.iterdir()) == []
 
 
+def test_a_user_who_may_not_use_its_keys(bare: Imsync, folder: Path, start_server: StartServer) -> None:
+    im, server = bare, start_server()
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~imsync:*", "+@all")
+        client.execute_command("ACL", "SETUSER", "owner", "on", ">secret", "~imsync-bench-*", "+@all", "-info")
+    im.set(URL=server.url, USERNAME="limited", PASSWORD="secret")
+    im.secrets = ["secret"]
+    done = im.run("bench", *SMALL, "--json").expect(4)
+    assert (done.json()["error"]["kind"], done.err) == ("redis_refused", "")
+    assert "imsync-bench-*" in done.json()["error"]["hint"]
+    im.set(USERNAME="owner")
+    result = im.json("bench", *SMALL)
+    assert_closes(result)
+    assert result["machine"]["server"] == "Redis", "it may not be asked"
+    assert "server_cpu_seconds_per_100k" not in result["figures"]
+    assert keys_of(server) == []
+
+
 def test_without_a_terminal_there_is_no_progress(bare: Imsync, folder: Path) -> None:
     done = subprocess.run(
         [*CLI, "bench", *map(str, SMALL)], capture_output=True, text=True, cwd=bare.folder, env=bare.environ, timeout=60
