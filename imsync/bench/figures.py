@@ -14,6 +14,8 @@ EDGES_MS = tuple(round(step * 10.0**power, 3) for power in range(-2, 5) for step
 """Where the bars of a histogram end, in milliseconds."""
 TICKS = 40
 """Intervals of a timeline."""
+DISK_SHARE = 0.2
+"""A disk that takes less of the time does not explain why nobody is at work."""
 BUSY_SHARE = 0.7
 """Who works for so much of the time holds up the others."""
 
@@ -150,8 +152,8 @@ def shares(rounds: Sequence[Work]) -> tuple[float, float | None]:
     return own, median(servers) if servers else None
 
 
-def limit(own: float, server: float | None) -> Limit:
-    """What holds up a consumer that is at work for such shares of the time."""
+def limit(own: float, server: float | None, disk: float | None) -> Limit:
+    """What holds up a consumer, of whose time each has such a share."""
     if max(own, server or 0.0) < BUSY_SHARE:
-        return "waiting"
+        return "disk" if disk is not None and disk >= DISK_SHARE else "waiting"
     return "consumer" if own >= (server or 0.0) else "server"

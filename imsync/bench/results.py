@@ -9,8 +9,10 @@ from typing import Literal
 Side = Literal["imsync", "by_hand"]
 SIDES: tuple[Side, Side] = ("imsync", "by_hand")
 
-Limit = Literal["consumer", "server", "waiting"]
-"""What holds up a consumer: its own processor time, the server's, or neither of them: it waits, mostly for the disk."""
+Limit = Literal["consumer", "server", "disk", "waiting"]
+"""What holds up a consumer: its own processor time, the server's, the disk, or none of them: it waits for something
+else, such as a processor that others use, or the network.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ class Result:
         rounds: how often both drained a backlog.
         checked_rows: member rows that were compared with what they must be, in all rounds, on both sides.
         figures: by name: see `NAMES`.
+        consumer_share, server_share: for how much of the time the consumer, and its server, used a processor.
+        disk_share: what its fsyncs take of the time, by the cost of one.
         timeline: the last round's rates.
         seconds: how long it all took.
     """
@@ -184,6 +188,7 @@ class Result:
     phases: Phases | None = None
     consumer_share: float | None = None
     server_share: float | None = None
+    disk_share: float | None = None
     limit: Limit | None = None
     latency: Latency | None = None
     timeline: Sequence[Tick] = ()

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from imsync.bench.results import NAMES, SIDES, Figure, Latency, Phases, Result, Side, Spread
-from imsync.cli.render import Block, Grid, Line, bar, sparkline
+from imsync.cli.render import Block, Grid, Line, bar, seconds, sparkline
 
 TITLES: dict[Side, str] = {"imsync": "imsync", "by_hand": "by hand"}
 LABELS = {
@@ -105,14 +105,16 @@ def _limits(result: Result) -> list[Block]:
     if result.phases:
         found.append(Line(f"a consumer's time: {_shares(result.phases)}"))
     if result.consumer_share is not None:
-        own = f"its processor is at work {result.consumer_share:.0%} of the time"
+        own = f"its processor works {result.consumer_share:.0%} of the time"
         server = "" if result.server_share is None else f", the server's {result.server_share:.0%}"
         what = {
             "consumer": "its own processor, in Python and SQLite",
             "server": "the server",
-            "waiting": "waiting, mostly for the disk",
+            "disk": "the disk: fsync",
+            "waiting": "something else, such as other programs or the network",
         }
-        found += [Line(f"{own}{server}"), Line(f"what limits it: {what[result.limit or 'waiting']}")]
+        disk = "" if result.disk_share is None else f", fsyncs take about {result.disk_share:.0%}"
+        found += [Line(f"{own}{server}{disk}"), Line(f"what limits it: {what[result.limit or 'waiting']}")]
     return found
 
 
@@ -157,7 +159,7 @@ def _timeline(result: Result) -> list[Block]:
         there = [value for value in values[side] if value is not None]
         mean = sum(there) / len(there) if there else 0.0
         rows.append((TITLES[side], sparkline(values[side], count, top).ljust(count), f"{short(mean)}/s"))
-    about = f"rate while draining {result.events:,} events, over {whole:.1f} s; the highest is {short(top)}/s"
+    about = f"rate while draining {result.events:,} events, over {seconds(whole)}; the highest is {short(top)}/s"
     return [Line(about), Grid(("", "", "#mean"), rows)]
 
 
@@ -180,6 +182,7 @@ def described(result: Result) -> dict[str, Any]:
         "time": _rounded(asdict(phases)) if phases else None,
         "consumer_busy": _round(result.consumer_share),
         "server_busy": _round(result.server_share),
+        "disk_busy": _round(result.disk_share),
         "limit": result.limit,
         "latency": None if latency is None else {
             "rate": latency.rate,

@@ -37,7 +37,7 @@ def result(latencies: Sequence[float] = (0.4, 0.6, 12.0), **more: object) -> Res
     found |= figures.latencies([latencies, latencies], [[0.2], [0.2]])
     made = Result(
         MACHINE, 9_892, 40_244, 60_000, 5, 7, 500_000, found, Sync(70, 0.21, 1.0, 3.0),
-        Phases(0.2, 0.1, 0.6, 0.05, 0.05, 30), 0.9, 0.1, "consumer",
+        Phases(0.2, 0.1, 0.6, 0.05, 0.05, 30), 0.9, 0.1, 0.05, "consumer",
         Latency(500.0, {"imsync": 500.0, "by_hand": 499.0}, len(latencies), figures.histogram(latencies, [0.2])),
         figures.timeline(ours[0].progress, theirs[0].progress), (), 45.0,
     )  # fmt: skip
@@ -124,11 +124,18 @@ def test_phases_are_shares_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "server", "limit"),
-    [(0.9, 0.2, "consumer"), (0.3, 0.9, "server"), (0.3, 0.2, "waiting"), (0.95, None, "consumer")],
+    ("own", "server", "disk", "limit"),
+    [
+        (0.9, 0.2, 0.3, "consumer"),
+        (0.3, 0.9, 0.3, "server"),
+        (0.3, 0.2, 0.01, "waiting"),
+        (0.4, 0.1, 0.5, "disk"),
+        (0.95, None, None, "consumer"),
+        (0.5, None, None, "waiting"),
+    ],
 )
-def test_who_is_always_at_work_is_the_limit(own: float, server: float | None, limit: str) -> None:
-    assert figures.limit(own, server) == limit
+def test_who_is_always_at_work_is_the_limit(own: float, server: float | None, disk: float | None, limit: str) -> None:
+    assert figures.limit(own, server, disk) == limit
     ours = work(seconds=1.0, cpu=own, server=server)
     assert figures.shares([ours]) == (own, server)
 
