@@ -9,6 +9,7 @@ import typer
 
 from imsync import __version__
 from imsync.cli import (
+    bench,
     check,
     config,
     consume,
@@ -44,7 +45,7 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for verb in (
         demo, init, publish, relay, consume, replay, rebuild, group, consumer, dead, tail, trace, status, check, report,
-        verify, doctor, server, config,
+        verify, doctor, bench, server, config,
     ):  # fmt: skip
         verb.register(app)
     return app

@@ -1,5 +1,6 @@
 """Charts as inline SVG: lines over time, bars, shares. Only shapes are in the SVG, stretched to the width of the page;
 all text is HTML beside it, so that it has its own size on every screen. No colours here: a style sheet has them.
+(A picture that is a file of its own has its text in it: see `imsync.cli.drawing`.)
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from itertools import pairwise
 
 from imsync.cli.render import safe
@@ -15,6 +17,11 @@ from imsync.cli.render import safe
 WIDTH, HEIGHT = 600, 160
 MOST_POINTS = 300
 """More points than that nobody can tell apart."""
+
+
+def style() -> str:
+    """The style sheet of the shapes, and its colours, for light and dark."""
+    return files("imsync.cli").joinpath("charts.css").read_text(encoding="utf-8")
 
 
 def clean(value: object) -> str:
@@ -104,9 +111,17 @@ def lines(title: str, about: str, series: Sequence[Series], scale: Scale, ends: 
         about: what the numbers are, for people who read, or hear, the page.
         ends: the labels of the horizontal axis, evenly spread.
     """
-    xs = [x for each in series for x, _ in each.points]
-    if not xs:
+    if not any(each.points for each in series):
         return _figure(title, about, '<p class="empty">nothing was recorded</p>')
+    shapes = line_shapes(series, scale)
+    told = [f"{each.name}: {_last_of(each)}" for each in series]
+    body = _plot(shapes, scale.labels, ends, f"{title}; {'; '.join(told)}")
+    return _figure(title, about, body, series)
+
+
+def line_shapes(series: Sequence[Series], scale: Scale) -> list[str]:
+    """The lines of series of which one has a point, and the rules behind them."""
+    xs = [x for each in series for x, _ in each.points]
     first, last = min(xs), max(xs)
     span = (last - first) or 1.0
     shapes = [_rule(scale, i) for i in range(len(scale.labels))]
@@ -117,9 +132,7 @@ def lines(title: str, about: str, series: Sequence[Series], scale: Scale, ends: 
                 at = [(max(0.0, at[0][0] - 1), at[0][1]), (min(float(WIDTH), at[0][0] + 1), at[0][1])]
             drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
             shapes.append(f'<polyline class="{each.style}" points="{drawn}"/>')
-    told = [f"{each.name}: {_last_of(each)}" for each in series]
-    body = _plot(shapes, scale.labels, ends, f"{title}; {'; '.join(told)}")
-    return _figure(title, about, body, series)
+    return shapes
 
 
 def _last_of(series: Series) -> str:
@@ -157,18 +170,29 @@ def bars(title: str, about: str, values: Sequence[tuple[str, float]], label: Cal
     if not any(value for _, value in values):
         return _figure(title, about, '<p class="empty">nothing yet</p>')
     scale = linear(max(value for _, value in values), label)
-    step = WIDTH / len(values)
-    shapes = [_rule(scale, i) for i in range(len(scale.labels))]
-    for i, (_, value) in enumerate(values):
-        top = scale.height_of(value)
-        if value > 0:
-            top = min(top, HEIGHT - 1.5)  # the smallest is seen
-            x, width = i * step + step * 0.12, step * 0.76
-            shapes.append(
-                f'<rect class="s{tone % 6}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{HEIGHT - top:.1f}"/>'
-            )
+    shapes = bar_shapes([[(value, tone)] for _, value in values], scale)
     told = "; ".join(f"{name}: {label(value)}" for name, value in values if value)
     return _figure(title, about, _plot(shapes, scale.labels, [name for name, _ in values], told, centred=True))
+
+
+def bar_shapes(places: Sequence[Sequence[tuple[float, int]]], scale: Scale) -> list[str]:
+    """Bars, and the rules behind them.
+
+    Args:
+        places: from left to right, each with the bars that stand side by side there: values with their tones.
+    """
+    step = WIDTH / len(places)
+    shapes = [_rule(scale, i) for i in range(len(scale.labels))]
+    for i, bars_here in enumerate(places):
+        width = step * 0.76 / len(bars_here)
+        for j, (value, tone) in enumerate(bars_here):
+            if value > 0:
+                top = min(scale.height_of(value), HEIGHT - 1.5)  # the smallest is seen
+                x, height = i * step + step * 0.12 + j * width, HEIGHT - top
+                shapes.append(
+                    f'<rect class="s{tone % 6}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+                )
+    return shapes
 
 
 def share(values: Mapping[str, float]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import suppress
 from dataclasses import asdict
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +12,6 @@ from imsync.cli.run import Run, command
 
 if TYPE_CHECKING:
     from imsync.cli.story import Ending, Glance, Scale
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def register(app: typer.Typer) -> None:
@@ -49,27 +45,17 @@ def tell(run: Run, scale: Scale) -> Ending:
         ImsyncError: a process failed, or something did not happen in time.
         KeyboardInterrupt: it was interrupted. From then on the process is deaf to these signals.
     """
+    from imsync.cli.signals import noting
     from imsync.cli.story import Story
 
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # up to the very end: the exit code is that of an interrupted command
-
-    heeded = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]  # nohup ignores one
-    before = {each: signal.signal(each, note) for each in heeded}
-    with run.out.live() as screen:
+    with noting() as interrupted, run.out.live() as screen:
 
         def show(glance: Glance) -> None:
             screen.table(*_numbers(glance))
 
-        with Story(scale, screen.line, show, lambda: bool(signals)) as story:
+        with Story(scale, screen.line, show, interrupted) as story:
             ending = story.tell()
         screen.clear()
-    for each, handler in before.items():
-        signal.signal(each, handler)
     return ending
 
 

@@ -74,7 +74,7 @@ class Report:
 
 def page(report: Report) -> str:
     """The whole page."""
-    style = files("imsync.cli").joinpath("page.css").read_text(encoding="utf-8")
+    style = charts.style() + files("imsync.cli").joinpath("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     parts = [

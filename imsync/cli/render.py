@@ -89,6 +89,7 @@ Block = Grid | Line
 _TONES = {"": "", "bad": "bold red", "good": "green", "quiet": "dim"}
 
 SPARKS = "▁▂▃▄▅▆▇█"
+_EIGHTHS: list[str] = ["", *"▏▎▍▌▋▊▉"]
 
 
 def sparkline(values: Sequence[float | None], width: int, highest: float | None = None) -> str:
@@ -108,6 +109,12 @@ def sparkline(values: Sequence[float | None], width: int, highest: float | None 
     return "".join(
         " " if mean is None else SPARKS[min(last, round(last * mean / top)) if top > 0 else 0] for mean in means
     )
+
+
+def bar(share: float, width: int) -> str:
+    """A share of so many characters as a bar, to an eighth of a character; what is there is seen."""
+    eighths: int = max(1, round(share * width * 8)) if share > 0 else 0
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
 
 
 class Output:
@@ -215,6 +222,23 @@ class Output:
         with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
             task = bar.add_task(what, total=total() if callable(total) else total)
             yield lambda steps: bar.update(task, advance=steps)
+
+    @contextmanager
+    def stages(self) -> Iterator[Callable[[str, float], None]]:
+        """A progress bar on stderr, when that is a terminal, for what goes on in stages. Yields a function that takes
+        what goes on now, and how much of everything is done, as a share.
+        """
+        from imsync.cli.logs import writes_json
+
+        if self.as_json or writes_json() or not sys.stderr.isatty():
+            yield lambda stage, done: None
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console(sys.stderr), transient=True) as shown:
+            task = shown.add_task("", total=1.0)
+            yield lambda stage, done: shown.update(task, description=stage, completed=done)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imsync.cli.files import write_whole
 from imsync.cli.looking import look, look_again
 from imsync.cli.run import Run, command
 
@@ -67,7 +67,7 @@ def report(
     seen = [each for each in described if each["groups"]] or described
     state = seen[-1] if seen else recorded.last if recorded else {}
     text, drift = _page(run, state, points, taken[-1].overview if taken else None, no_verify)
-    _write(html, text)
+    write_whole(html, text)
     _tell(run, html, state, points, drift, len(text.encode()))
 
 
@@ -157,29 +157,6 @@ def _verify(run: Run) -> Drift:
             for each in verdict.examples
         ],
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes the file whole or not at all.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    from imsync.errors import UsageError
-
-    target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}", "give a file in a folder that you may write"
-        ) from None
 
 
 def _tell(run: Run, path: Path, state: Mapping[str, Any], points: Sequence[Point], drift: Drift, size: int) -> None:

@@ -62,6 +62,28 @@ def ending_at_once() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+@contextmanager
+def noting() -> Iterator[Callable[[], bool]]:
+    """For commands that clean up after themselves: in the block, Ctrl-C, SIGTERM and the end of the terminal are noted
+    only, however many come, so that none cuts the cleaning up short. Yields what tells whether one came. If so the
+    process is deaf to them afterwards, up to its very end: its exit code is the command's own.
+    """
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+
+    # nohup ignores one
+    heeded = [each for each in (*_SIGNALS, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, note) for each in heeded}
+    try:
+        yield lambda: bool(signals)
+    finally:
+        # not in the handler: Python complains of a signal that came, and whose handler it no longer finds
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_IGN if signals else handler)
+
+
 def _noted(number: int, frame: FrameType | None) -> None:
     """A handler must be there for the number to be written; the watcher does the rest."""
 

@@ -27,6 +27,7 @@ from tests.acceptance.inprocess import InProcess
 
 COLUMNS = 80
 ARGUMENTS = {
+    "bench": "--seconds 1 --users 20 --events 500 --rate 50 --svg {new}",
     "check": "",
     "config acl": "",
     "config init": "{new}",

@@ -56,6 +56,7 @@ FED: dict[str, list[str]] = {
         "--repair --yes --wait --timeout 0s",
     ],
     "doctor": ["", "--deep"],
+    "bench": ["--seconds 1 --users 10 --events 100 --rate 50 --svg {path}", "--svg {missing}"],
     "consume group": ["--until-empty", "--until-empty --name taken"],
     "consume friend": ["--until-empty"],
     "replay pending": ["--min-idle 0s --dry-run", "--min-idle 0s"],
@@ -83,7 +84,7 @@ EXEMPT = {
     "demo": "works in a folder and on a server of its own, on data of its own",
 }
 SHOWS = {"tail", "dead list", "dead show", "replay pending", "group list", "group drop", "consumer list",
-         "consumer prune", "doctor", "config show", "config init"}  # fmt: skip
+         "consumer prune", "doctor", "bench", "config show", "config init"}  # fmt: skip
 """Commands that show what they are fed with: without the mark in their output, the feeding would prove nothing."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """What rich writes for colours: select graphic rendition."""

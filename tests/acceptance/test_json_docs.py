@@ -25,6 +25,8 @@ from typing import Any
 import pytest
 
 import imsync
+from imsync.bench.figures import compared
+from imsync.bench.results import Doubt, Machine, Result, Tick
 from imsync.bus import Bus, ConsumerOptions, RetryPolicy
 from imsync.bus.vitals import Vitals
 from imsync.cli import main
@@ -307,6 +309,9 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
     run("doctor")
     patch.setattr("imsync.cli.story.Story", Told)
     run("demo")
+    run("bench", "--seconds", "1", "--users", "10", "--events", "100", "--rate", "50", "--svg", "bench.svg")
+    patch.setattr("imsync.bench.measuring.Bench", Interrupted)
+    run("bench")
     return result
 
 
@@ -402,6 +407,31 @@ class Told:
             verdict=Verdict(),
             seconds=1.0,
         )
+
+
+class Interrupted:
+    """A benchmark that was interrupted before much was measured."""
+
+    left_behind = None
+
+    def __init__(self, *arguments: object, **more: object) -> None:
+        self.machine = Machine("Redis", "redis://host", False, "/tmp", "", 1, 0.0, "3", "3")
+        self.prefix = "imsync-bench-1"
+
+    def __enter__(self) -> Interrupted:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def measure(self, on_step: object) -> None:
+        raise KeyboardInterrupt
+
+    def result(self, *, interrupted: bool) -> Result:
+        figures = {"publish_per_second": compared([1.0], [2.0])}
+        doubts = [Doubt("interrupted", "it was")]
+        ticks = [Tick(0.0, None, None)]
+        return Result(self.machine, 1, 1, 1, 0, 7, 0, figures, timeline=ticks, doubts=doubts, interrupted=interrupted)
 
 
 # ── the comparison ───────────────────────────────────────────────────────────────────────────────────────

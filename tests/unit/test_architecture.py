@@ -38,7 +38,8 @@ ROOMS = {
     "telemetry": _room("bus errors", "prometheus_client opentelemetry"),
     "store": _room("bus errors"),
     "im": _room("store bus errors", "pydantic"),
-    "cli": _room("im store telemetry bus settings embedded errors", "typer rich prometheus_client"),
+    "bench": _room("im store bus embedded errors", "redis pydantic"),
+    "cli": _room("bench im store telemetry bus settings embedded errors", "typer rich prometheus_client"),
 }
 
 STREAM_COMMAND = re.compile(
@@ -166,7 +167,7 @@ def test_only_stream_issues_stream_commands() -> None:
         if (isinstance(node, ast.Attribute) and STREAM_COMMAND.fullmatch(node.attr))
         or (isinstance(node, ast.Constant) and isinstance(node.value, str) and STREAM_COMMAND.fullmatch(node.value))
     }
-    assert found == {"bus/stream.py"}
+    assert found == {"bus/stream.py", "bench/by_hand.py"}, "the hand-written loop uses redis-py as everybody does"
 
 
 def test_only_render_knows_rich() -> None:
@@ -181,7 +182,20 @@ def test_only_render_knows_rich() -> None:
 
 def test_sqlite_is_known_to_the_stores_alone() -> None:
     found = {room_of(path) for path in modules() for each in imports(path) if each.module.startswith("sqlite3")}
-    assert found == {"store", "im"}
+    assert found == {"store", "im", "bench"}
+
+
+def test_the_hand_written_loop_loads_nothing_of_imsync_that_could_make_it_slower_or_larger() -> None:
+    code = "import sys, imsync.bench.by_hand; print(sorted(name for name in sys.modules if name.startswith('imsync.')))"
+    own = ["by_hand", "clock", "figures", "machine", "place", "results"]
+    expected = [
+        "imsync.bench",
+        *(f"imsync.bench.{name}" for name in own),
+        "imsync.bus",
+        "imsync.bus.keys",
+        "imsync.errors",
+    ]
+    assert run(code) == str(expected)
 
 
 def test_loading_the_command_line_loads_nothing_heavy() -> None:
