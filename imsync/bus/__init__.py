@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from imsync.bus.connection import Endpoint
     from imsync.bus.consumer import Consumer
     from imsync.bus.event import Event, PositiveInt, SequenceNumber
-    from imsync.bus.handler import BoundStore, Handler, PrunedLog, Received, RedrivenLog, Rejected, SettlementLog
+    from imsync.bus.handler import (
+        BoundStore,
+        Handler,
+        LeanHandler,
+        PrunedLog,
+        Received,
+        RedrivenLog,
+        Rejected,
+        SettlementLog,
+    )
     from imsync.bus.options import ConsumerOptions
     from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Ack, DeadLetter, Effect, Outcome, Retry
     from imsync.bus.processor import Counts
@@ -40,6 +49,7 @@ __all__ = [
     "Endpoint",
     "Event",
     "Handler",
+    "LeanHandler",
     "Listener",
     "Outcome",
     "PositiveInt",

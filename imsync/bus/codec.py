@@ -14,10 +14,11 @@ from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, from_json
+from pydantic_core import CoreSchema, PydanticSerializationError, SchemaValidator, core_schema, from_json
 
 from imsync.bus.entry import FIELD, Fields
 from imsync.bus.event import Event
+from imsync.bus.lean import REQUIRED, lean_schema
 from imsync.errors import DataError
 
 MAX_BODY_BYTES = 64 * 1024
@@ -27,8 +28,7 @@ SEQUENCE_DIGITS = 19
 """`sequence` is zero-padded to the digits of 2**63 - 1: the CloudEvents extension wants it to sort as text
 (https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/sequence.md)."""
 
-_REQUIRED = {"event_id": "id", "occurred_at": "time", "source": "source"}
-_has_required = frozenset(_REQUIRED).issubset
+_ON_THE_WIRE = {"event_id": "id", "occurred_at": "time", "source": "source"}
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 
 E = TypeVar("E", bound=Event)
@@ -82,11 +82,12 @@ class _ByType:
         self.events = events
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        by_type = core_schema.tagged_union_schema(
-            {name: handler.generate_schema(event) for name, event in self.events.items()},
-            discriminator="type",
-        )
-        return core_schema.tagged_union_schema({"1.0": by_type}, discriminator="specversion")
+        return _tagged({name: handler.generate_schema(event) for name, event in self.events.items()})
+
+
+def _tagged(by_type: dict[str, CoreSchema]) -> CoreSchema:
+    of_one_version = core_schema.tagged_union_schema(dict(by_type), discriminator="type")
+    return core_schema.tagged_union_schema({"1.0": of_one_version}, discriminator="specversion")
 
 
 class Decoder(Generic[E]):
@@ -95,9 +96,11 @@ class Decoder(Generic[E]):
     Args:
         events: the event classes to read; no two may declare the same type.
         ignore: types to pass over silently. Any other type is a `DataError`.
+        lean: give lean events where the class allows it; see `imsync.bus.lean`. They pass for events of their class as
+            long as nobody asks for more than fields.
     """
 
-    def __init__(self, events: Sequence[type[E]], ignore: Collection[str] = ()) -> None:
+    def __init__(self, events: Sequence[type[E]], ignore: Collection[str] = (), *, lean: bool = False) -> None:
         by_type = {event.event_type: event for event in events}
         if not events or len(by_type) != len(events) or "" in by_type:
             raise ValueError("declare at least one event class, each with a type of its own")
@@ -106,6 +109,8 @@ class Decoder(Generic[E]):
         self.ignore = frozenset(ignore)
         # called per entry: a batch joined into one array would let a crafted entry shift its neighbours
         self._validate = TypeAdapter(Annotated[Any, _ByType(by_type)]).validator.validate_json
+        schemas = {name: schema for name, event in by_type.items() if lean and (schema := lean_schema(event))}
+        self._validate_lean = SchemaValidator(_tagged(schemas)).validate_json if schemas else None
 
     def read(self, fields: Fields) -> E | None:
         """The event in an entry, or None when its type is one to ignore.
@@ -126,8 +131,16 @@ class Decoder(Generic[E]):
         """
         if len(body) > MAX_BODY_BYTES:
             raise DataError("too_large", f"entry of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
+        event: E
+        if self._validate_lean is not None:
+            try:
+                event = self._validate_lean(body, by_alias=True, by_name=False)
+            except ValidationError:
+                pass  # what is wrong with it is found out below
+            else:
+                return event
         try:
-            event: E = self._validate(body, by_alias=True, by_name=False)
+            event = self._validate(body, by_alias=True, by_name=False)
         except ValidationError as error:
             refusal = _explain(error)
             if refusal.reason == "unknown_type":
@@ -138,9 +151,9 @@ class Decoder(Generic[E]):
                     return None
             raise refusal from None
         # the constructor's defaults must not stand in for what a message left out; null is the same as absent
-        if event.source is None or not _has_required(event.__pydantic_fields_set__):
+        if event.source is None or not REQUIRED.issubset(event.__pydantic_fields_set__):
             present = event.model_fields_set - ({"source"} if event.source is None else set())
-            missing = ", ".join(wire for name, wire in _REQUIRED.items() if name not in present)
+            missing = ", ".join(wire for name, wire in _ON_THE_WIRE.items() if name not in present)
             raise DataError("invalid", f"the envelope lacks {missing}")
         return event
 

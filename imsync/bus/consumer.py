@@ -20,7 +20,7 @@ from imsync.bus.codec import Decoder
 from imsync.bus.entry import Entry
 from imsync.bus.event import Event
 from imsync.bus.failing import Failing
-from imsync.bus.handler import Handler, SettlementLog, bound_store
+from imsync.bus.handler import Handler, LeanHandler, SettlementLog, bound_store
 from imsync.bus.keys import Keys, check_name
 from imsync.bus.liveness import Heartbeat
 from imsync.bus.logfields import Fields
@@ -122,7 +122,7 @@ class Consumer(Generic[E]):
             keys.dead(self.group),
             group=self.group,
             consumer=self.name,
-            decoder=Decoder(events, ignore),
+            decoder=Decoder(events, ignore, lean=isinstance(handler, LeanHandler) and handler.lean),
             handler=handler,
             retry=self._options.retry,
             attempts=self._attempts,

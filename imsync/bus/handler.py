@@ -107,6 +107,18 @@ class BoundStore(Protocol):
         ...
 
 
+@runtime_checkable
+class LeanHandler(Protocol):
+    """What a handler may offer besides: it reads nothing but the fields of events, and so is given lean ones. See
+    `imsync.bus.lean`.
+    """
+
+    @property
+    def lean(self) -> bool:
+        """Whether that is so."""
+        ...
+
+
 def bound_store(handler: object) -> BoundStore | None:
     """The handler, if it is a `BoundStore`. Nothing is read from it, as `isinstance` would."""
     missing = object()

@@ -106,6 +106,8 @@ class ProfileProjection(SettlingStore):
     """The views that it takes."""
     schema: ClassVar[Schema]
     sql: ClassVar[Mapping[str, str]]
+    lean: ClassVar[bool] = True
+    """See `imsync.bus.LeanHandler`."""
     picture: ClassVar[str]
     """The field of the profile that the copies take their picture from."""
 

@@ -21,7 +21,7 @@ from imsync.store.watch import FileWatch, Identity
 
 log = logging.getLogger(__name__)
 
-CACHE_KIB = 8 * 1024
+CACHE_KIB = 4 * 1024
 CHECKPOINT_PAGES = 8000
 """How many pages of 4 KiB the write-ahead log grows to before it is copied into the file: a batch touches about a
 thousand, and the default would copy them after every one."""
