@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, from_json
+from pydantic_core import CoreSchema, PydanticSerializationError, SchemaSerializer, core_schema, from_json
 
 from imsync.bus.event import Event
 from imsync.errors import DataError
@@ -28,6 +29,14 @@ SEQUENCE_DIGITS = 19
 
 _REQUIRED = {"event_id": "id", "occurred_at": "time", "source": "source"}
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
+_SEQUENCE_FORM = f"0{SEQUENCE_DIGITS}d"
+_quoted = json.JSONEncoder().encode
+
+_identity = SchemaSerializer(
+    core_schema.tuple_schema([core_schema.uuid_schema(), core_schema.datetime_schema()])
+).to_json
+"""`["id","time"]` of a pair, in a third of the time that Python's own texts of both take together."""
+_IDENTITY_BYTES = len('["017f22e2-79b0-7cc3-98c4-dc0c0c07398f","2026-02-03T04:05:06.000007Z"]')
 
 E = TypeVar("E", bound=Event)
 
@@ -55,22 +64,34 @@ def encode(event: Event, *, source: str) -> bytes:
     if not event.event_type:
         raise DataError("untyped", f"{type(event).__name__} declares no event type")
     try:
-        # UTC for every reader, and because RFC 3339 has no offsets with seconds
-        time = event.occurred_at.astimezone(UTC).isoformat(timespec="microseconds")[:-6]
+        identity = _id_and_time(event)
         data = event.__pydantic_serializer__.to_json(event, by_alias=True)
     except (OverflowError, PydanticSerializationError) as error:
         raise DataError("invalid", f"{type(event).__name__} has a value that JSON cannot carry") from error
-    envelope = f'{event.event_id}","time":"{time}Z"'
+    more = ""
     if (subject := event.event_subject()) is not None:
-        envelope += f',"subject":{json.dumps(subject)}'
+        more = f',"subject":{_quoted(subject)}'
     if (sequence := event.event_sequence()) is not None:
-        envelope += f',"sequence":"{sequence:0{SEQUENCE_DIGITS}d}"'
-    if event.traceparent is not None:
-        envelope += f',"traceparent":{json.dumps(event.traceparent)}'
-    body = b'%b%b,"data":%b}' % (_head(type(event), event.source or source), envelope.encode(), data)
+        more += f',"sequence":"{format(sequence, _SEQUENCE_FORM)}"'
+    if (traceparent := event.traceparent) is not None:
+        more += f',"traceparent":{_quoted(traceparent)}'
+    body = b"".join((_head(type(event), event.source or source), identity, more.encode(), b',"data":', data, b"}"))
     if len(body) > MAX_BODY_BYTES:
         raise DataError("too_large", f"event of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
     return body
+
+
+def _id_and_time(event: Event) -> bytes:
+    """The envelope's members `id` and `time`, without the first quote. Times are written in UTC for every reader, and
+    because RFC 3339 has no offsets with seconds.
+    """
+    event_id, time = event.event_id, event.occurred_at
+    if type(event_id) is UUID and type(time) is datetime and time.tzinfo is UTC:  # not all events were validated
+        pair = _identity((event_id, time))
+        if len(pair) == _IDENTITY_BYTES:  # without a fraction of the second it is shorter
+            return b"".join((pair[2:40], b'"time":', pair[40:-1]))
+    text = time.astimezone(UTC).isoformat(timespec="microseconds")[:-6]
+    return f'{event_id}","time":"{text}Z"'.encode()
 
 
 class _ByType:

@@ -14,6 +14,7 @@ from imsync.bus.codec import encode
 from imsync.bus.event import Event, PositiveInt
 from imsync.bus.publisher import Publisher, PublishIncomplete
 from imsync.bus.retry import Backoff
+from imsync.bus.roundtrip import RoundTrip
 from imsync.bus.stream import Stream
 from imsync.errors import DataError, ImsyncError, RedisRefused, RedisUnreachable
 
@@ -37,6 +38,7 @@ class FakeStream(Stream):
         self.troubles = list(troubles)
         self.refusals = refusals or {}
         self.round_trips: list[list[bytes]] = []
+        self.begun: list[FakeRoundTrip] = []
         self.arrived = 0
 
     def append(self, body: bytes) -> str:
@@ -44,6 +46,9 @@ class FakeStream(Stream):
         if isinstance(result, ImsyncError):
             raise result
         return result
+
+    def start_append(self, bodies: Sequence[bytes]) -> RoundTrip:
+        return FakeRoundTrip(self, bodies)
 
     def append_many(self, bodies: Sequence[bytes]) -> list[str | ImsyncError]:
         self.round_trips.append(list(bodies))
@@ -54,6 +59,26 @@ class FakeStream(Stream):
             results.append(self.refusals.get(self.arrived, f"{self.arrived}-0"))
             self.arrived += 1
         return results
+
+
+class FakeRoundTrip(RoundTrip):
+    """A round trip of a fake stream."""
+
+    def __init__(self, stream: FakeStream, bodies: Sequence[bytes]) -> None:
+        self.stream = stream
+        self.bodies = bodies
+        self.stream.begun.append(self)
+        self.pieces = 0
+        self.abandoned = False
+
+    def send_some(self) -> None:
+        self.pieces += 1
+
+    def results(self) -> list[str | ImsyncError]:
+        return self.stream.append_many(self.bodies)
+
+    def abandon(self) -> None:
+        self.abandoned = True
 
 
 def publisher(stream: Stream, sleeps: list[float] | None = None, attempts: int = 3) -> Publisher:
