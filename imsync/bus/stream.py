@@ -64,7 +64,7 @@ class Stream:
 
     def append(self, body: bytes) -> str:
         """XADD one event; its entry id."""
-        (result,) = self.append_many([body])
+        (result,) = self.start_append([body]).results()
         if isinstance(result, ImsyncError):
             raise result
         return result
