@@ -32,11 +32,9 @@ _SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 _SEQUENCE_FORM = f"0{SEQUENCE_DIGITS}d"
 _quoted = json.JSONEncoder().encode
 
-_identity = SchemaSerializer(
-    core_schema.tuple_schema([core_schema.uuid_schema(), core_schema.datetime_schema()])
-).to_json
-"""`["id","time"]` of a pair, in a third of the time that Python's own texts of both take together."""
-_IDENTITY_BYTES = len('["017f22e2-79b0-7cc3-98c4-dc0c0c07398f","2026-02-03T04:05:06.000007Z"]')
+_id_and_time = SchemaSerializer(core_schema.tuple_schema([core_schema.uuid_schema(), core_schema.datetime_schema()]))
+"""Writes `["id","time"]`, in a third of the time that Python's own texts of both take."""
+_PAIR_BYTES = len('["017f22e2-79b0-7cc3-98c4-dc0c0c07398f","2026-02-03T04:05:06.000007Z"]')
 
 E = TypeVar("E", bound=Event)
 
@@ -64,34 +62,78 @@ def encode(event: Event, *, source: str) -> bytes:
     if not event.event_type:
         raise DataError("untyped", f"{type(event).__name__} declares no event type")
     try:
-        identity = _id_and_time(event)
+        identity = _identity_of(event)
         data = event.__pydantic_serializer__.to_json(event, by_alias=True)
     except (OverflowError, PydanticSerializationError) as error:
         raise DataError("invalid", f"{type(event).__name__} has a value that JSON cannot carry") from error
+    return in_envelope(
+        type(event),
+        event.source or source,
+        identity,
+        data,
+        event.event_subject(),
+        event.event_sequence(),
+        event.traceparent,
+    )
+
+
+def in_envelope(
+    event_class: type[Event],
+    source: str,
+    identity: bytes,
+    data: bytes,
+    subject: str | None,
+    sequence: int | None,
+    traceparent: str | None = None,
+) -> bytes:
+    """The wire form of an event, from its parts.
+
+    Args:
+        source: its CloudEvents source.
+        identity: as `identity` makes it.
+        data: what the class declares, as JSON.
+
+    Raises:
+        DataError: the source cannot be written, or the result is larger than `MAX_BODY_BYTES`.
+    """
     more = ""
-    if (subject := event.event_subject()) is not None:
+    if subject is not None:
         more = f',"subject":{_quoted(subject)}'
-    if (sequence := event.event_sequence()) is not None:
+    if sequence is not None:
         more += f',"sequence":"{format(sequence, _SEQUENCE_FORM)}"'
-    if (traceparent := event.traceparent) is not None:
+    if traceparent is not None:
         more += f',"traceparent":{_quoted(traceparent)}'
-    body = b"".join((_head(type(event), event.source or source), identity, more.encode(), b',"data":', data, b"}"))
+    body = b"".join((_head(event_class, source), identity, more.encode(), b',"data":', data, b"}"))
     if len(body) > MAX_BODY_BYTES:
         raise DataError("too_large", f"event of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
     return body
 
 
-def _id_and_time(event: Event) -> bytes:
-    """The envelope's members `id` and `time`, without the first quote. Times are written in UTC for every reader, and
-    because RFC 3339 has no offsets with seconds.
+def identity(event_id: UUID | str, time: str) -> bytes:
+    """The envelope's members `id` and `time`, but for the first quote.
+
+    Args:
+        time: as `timestamp` writes it.
     """
+    return f'{event_id}","time":"{time}"'.encode()
+
+
+def timestamp(time: datetime) -> str:
+    """A time as it travels: in UTC for every reader, and because RFC 3339 has no offsets with seconds.
+
+    Raises:
+        OverflowError: in UTC it is before the year 1.
+    """
+    return f"{time.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
+
+
+def _identity_of(event: Event) -> bytes:
     event_id, time = event.event_id, event.occurred_at
     if type(event_id) is UUID and type(time) is datetime and time.tzinfo is UTC:  # not all events were validated
-        pair = _identity((event_id, time))
-        if len(pair) == _IDENTITY_BYTES:  # without a fraction of the second it is shorter
+        pair = _id_and_time.to_json((event_id, time))
+        if len(pair) == _PAIR_BYTES:  # without a fraction of the second it is shorter
             return b"".join((pair[2:40], b'"time":', pair[40:-1]))
-    text = time.astimezone(UTC).isoformat(timespec="microseconds")[:-6]
-    return f'{event_id}","time":"{text}Z"'.encode()
+    return identity(event_id, timestamp(time))
 
 
 class _ByType:

@@ -300,6 +300,11 @@ class Telemetry:
     def __bool__(self) -> bool:
         return bool(self._listeners)
 
+    @property
+    def traces(self) -> bool:
+        """Whether a listener may give events a place in a trace."""
+        return bool(self._trace_sources)
+
     def emit(self, event: TelemetryEvent) -> None:
         """Tells an event. Whoever calls this asks first whether somebody listens, and makes no event otherwise."""
         for listener in self._listeners:
