@@ -204,7 +204,8 @@ class Published(PublisherEvent):
     Args:
         events: how many events Redis has taken.
         refused: how many it has refused.
-        seconds: how long it took, its repetitions and the waits between them included.
+        seconds: how long it took, its repetitions and the waits between them included; and of `publish_many` the
+            encoding of the next round trip, which goes on meanwhile.
         bodies: the encoded events, not to be kept.
     """
 

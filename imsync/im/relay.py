@@ -206,7 +206,7 @@ class Relay:
         deadline, published_before = 0.0, self.published
         while not _told(stop):
             with self._lock() as lock:
-                if lock and not self._asked_to_pause():
+                if lock:
                     self.drain(stop)
                     if not self._asked_to_pause():
                         self._prune(stop)

@@ -7,12 +7,14 @@ until `Memory.now_ms` is moved. What is not here is not used by the histories: a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from redis import exceptions as redis_errors
+
+from tests.faults.resp import Framer, arguments
 
 Id: TypeAlias = tuple[int, int]
 Seam: TypeAlias = Callable[[str], None]
@@ -501,11 +503,54 @@ class Client:
 
         return call
 
+    @property
+    def connection_pool(self) -> Pool:
+        return Pool(self._memory, self._seam)
+
     def pipeline(self, transaction: bool = True) -> Pipeline:
         return Pipeline(self._memory, self._seam, transaction)
 
     def close(self) -> None:
         pass
+
+
+class Pool:
+    """Where connections come from that are written to and read from as they are."""
+
+    def __init__(self, memory: Memory, seam: Seam) -> None:
+        self._memory = memory
+        self._seam = seam
+
+    def get_connection(self) -> Connection:
+        return Connection(Pipeline(self._memory, self._seam, transaction=False))
+
+    def release(self, connection: Connection) -> None:
+        assert not connection.replies, "whoever got it next would read them"
+
+
+class Connection:
+    """What is sent is carried out when the first reply is read."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._framer = Framer()
+        self.replies: deque[Any] = deque()
+
+    def send_packed_command(self, pieces: Iterable[bytes]) -> None:
+        for request in self._framer.feed(b"".join(pieces)):
+            name, key, entry_id, *pairs = arguments(request)
+            self._pipeline.execute_command(name.decode(), key.decode(), entry_id.decode(), *pairs)
+
+    def read_response(self) -> Any:
+        if not self.replies:
+            self.replies.extend(self._pipeline.execute(raise_on_error=False))
+        reply = self.replies.popleft()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def disconnect(self) -> None:
+        self.replies.clear()
 
 
 class Pipeline:
