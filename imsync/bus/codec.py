@@ -9,12 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, PydanticSerializationError, SchemaValidator, core_schema, from_json
+from pydantic_core import (
+    CoreSchema,
+    PydanticSerializationError,
+    SchemaSerializer,
+    SchemaValidator,
+    core_schema,
+    from_json,
+)
 
 from imsync.bus.entry import FIELD, Fields
 from imsync.bus.event import Event
@@ -30,6 +38,12 @@ SEQUENCE_DIGITS = 19
 
 _ON_THE_WIRE = {"event_id": "id", "occurred_at": "time", "source": "source"}
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
+_SEQUENCE_FORM = f"0{SEQUENCE_DIGITS}d"
+_quoted = json.JSONEncoder().encode
+
+_id_and_time = SchemaSerializer(core_schema.tuple_schema([core_schema.uuid_schema(), core_schema.datetime_schema()]))
+"""Writes `["id","time"]`, in a third of the time that Python's own texts of both take."""
+_PAIR_BYTES = len('["017f22e2-79b0-7cc3-98c4-dc0c0c07398f","2026-02-03T04:05:06.000007Z"]')
 
 E = TypeVar("E", bound=Event)
 
@@ -57,22 +71,78 @@ def encode(event: Event, *, source: str) -> bytes:
     if not event.event_type:
         raise DataError("untyped", f"{type(event).__name__} declares no event type")
     try:
-        # UTC for every reader, and because RFC 3339 has no offsets with seconds
-        time = event.occurred_at.astimezone(UTC).isoformat(timespec="microseconds")[:-6]
+        identity = _identity_of(event)
         data = event.__pydantic_serializer__.to_json(event, by_alias=True)
     except (OverflowError, PydanticSerializationError) as error:
         raise DataError("invalid", f"{type(event).__name__} has a value that JSON cannot carry") from error
-    envelope = f'{event.event_id}","time":"{time}Z"'
-    if (subject := event.event_subject()) is not None:
-        envelope += f',"subject":{json.dumps(subject)}'
-    if (sequence := event.event_sequence()) is not None:
-        envelope += f',"sequence":"{sequence:0{SEQUENCE_DIGITS}d}"'
-    if event.traceparent is not None:
-        envelope += f',"traceparent":{json.dumps(event.traceparent)}'
-    body = b'%b%b,"data":%b}' % (_head(type(event), event.source or source), envelope.encode(), data)
+    return in_envelope(
+        type(event),
+        event.source or source,
+        identity,
+        data,
+        event.event_subject(),
+        event.event_sequence(),
+        event.traceparent,
+    )
+
+
+def in_envelope(
+    event_class: type[Event],
+    source: str,
+    identity: bytes,
+    data: bytes,
+    subject: str | None,
+    sequence: int | None,
+    traceparent: str | None = None,
+) -> bytes:
+    """The wire form of an event, from its parts.
+
+    Args:
+        source: its CloudEvents source.
+        identity: as `identity` makes it.
+        data: what the class declares, as JSON.
+
+    Raises:
+        DataError: the source cannot be written, or the result is larger than `MAX_BODY_BYTES`.
+    """
+    more = ""
+    if subject is not None:
+        more = f',"subject":{_quoted(subject)}'
+    if sequence is not None:
+        more += f',"sequence":"{format(sequence, _SEQUENCE_FORM)}"'
+    if traceparent is not None:
+        more += f',"traceparent":{_quoted(traceparent)}'
+    body = b"".join((_head(event_class, source), identity, more.encode(), b',"data":', data, b"}"))
     if len(body) > MAX_BODY_BYTES:
         raise DataError("too_large", f"event of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
     return body
+
+
+def identity(event_id: UUID | str, time: str) -> bytes:
+    """The envelope's members `id` and `time`, but for the first quote.
+
+    Args:
+        time: as `timestamp` writes it.
+    """
+    return f'{event_id}","time":"{time}"'.encode()
+
+
+def timestamp(time: datetime) -> str:
+    """A time as it travels: in UTC for every reader, and because RFC 3339 has no offsets with seconds.
+
+    Raises:
+        OverflowError: in UTC it is before the year 1.
+    """
+    return f"{time.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
+
+
+def _identity_of(event: Event) -> bytes:
+    event_id, time = event.event_id, event.occurred_at
+    if type(event_id) is UUID and type(time) is datetime and time.tzinfo is UTC:  # not all events were validated
+        pair = _id_and_time.to_json((event_id, time))
+        if len(pair) == _PAIR_BYTES:  # without a fraction of the second it is shorter
+            return b"".join((pair[2:40], b'"time":', pair[40:-1]))
+    return identity(event_id, timestamp(time))
 
 
 class _ByType:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from imsync.bus.codec import encode
 from imsync.bus.event import Event
 from imsync.bus.retry import Backoff
+from imsync.bus.roundtrip import RoundTrip
 from imsync.bus.stream import Stream
 from imsync.bus.telemetry import Published, PublishFailed, Telemetry
 from imsync.errors import ImsyncError, RedisUnreachable
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_EVENTS_PER_PIECE = 100
+"""While so many events are encoded, the server takes about as many."""
 
 
 class PublishIncomplete(ImsyncError):
@@ -94,13 +98,40 @@ class Publisher:
             PublishIncomplete: Redis refused some; it says which.
         """
         results: list[str | ImsyncError] = []
-        pending = iter(events)
-        while chunk := list(islice(pending, per_round_trip)):
-            traced = self.telemetry.traced(chunk)
-            results += self.send([encode(event, source=self._source) for event in traced])
+        under_way: _UnderWay | None = None
+        try:
+            for chunk in _chunks(events, per_round_trip):
+                bodies = self._encoded(chunk, under_way)
+                if under_way:
+                    ends, under_way = under_way, None
+                    results += ends.results()
+                under_way = _UnderWay(self, bodies)
+                if not isinstance(events, Sequence):  # the next ones may be long in coming
+                    ends, under_way = under_way, None
+                    results += ends.results()
+        except Exception:
+            if under_way:  # what came before it is published all the same
+                under_way.results()
+            raise
+        except BaseException:
+            if under_way:
+                under_way.abandon()
+            raise
+        if under_way:
+            results += under_way.results()
         if any(isinstance(result, ImsyncError) for result in results):
             raise PublishIncomplete(results)
-        return [str(result) for result in results]
+        return cast(list[str], results)
+
+    def _encoded(self, events: Sequence[Event], under_way: _UnderWay | None) -> list[bytes]:
+        """The events' bytes, made while a round trip is under way."""
+        bodies: list[bytes] = []
+        events = self.telemetry.traced(events)
+        for start in range(0, len(events), _EVENTS_PER_PIECE):
+            bodies += [encode(event, source=self._source) for event in events[start : start + _EVENTS_PER_PIECE]]
+            if under_way:
+                under_way.send_some()
+        return bodies
 
     def send(self, bodies: Sequence[bytes]) -> list[str | ImsyncError]:
         """Publishes encoded events in one round trip; for each its entry id or the error that refused it.
@@ -110,11 +141,15 @@ class Publisher:
         """
         return self._told(bodies, lambda: self.stream.append_many(bodies)) if bodies else []
 
-    def _told(self, bodies: Sequence[bytes], command: Callable[[], list[R]]) -> list[R]:
-        """What a round trip returns for each event, and its telemetry."""
+    def _told(self, bodies: Sequence[bytes], command: Callable[[], list[R]], began: float | None = None) -> list[R]:
+        """What a round trip returns for each event, and its telemetry.
+
+        Args:
+            began: when it did, by `time.perf_counter`; now, when None.
+        """
         if not self.telemetry:
             return self.persist(command)
-        began = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         stream = self.stream.key
         try:
             results = self.persist(command)
@@ -141,3 +176,40 @@ class Publisher:
                     raise
                 self._sleep(self._backoff.delay(attempt, self._rng))
                 attempt += 1
+
+
+class _UnderWay:
+    """A round trip that was begun. The first attempt is sent piece by piece while the caller does something else.
+
+    Args:
+        publisher: whose.
+        bodies: the encoded events.
+    """
+
+    def __init__(self, publisher: Publisher, bodies: Sequence[bytes]) -> None:
+        self._publisher = publisher
+        self._bodies = bodies
+        self._began = time.perf_counter()
+        self._first: RoundTrip | None = publisher.stream.start_append(bodies)
+        self.send_some = self._first.send_some
+        self.abandon = self._first.abandon
+        self.send_some()
+
+    def results(self) -> list[str | ImsyncError]:
+        """As `Publisher.send`. To be called once."""
+        return self._publisher._told(self._bodies, self._attempt, self._began)
+
+    def _attempt(self) -> list[str | ImsyncError]:
+        first, self._first = self._first, None
+        return first.results() if first else self._publisher.stream.append_many(self._bodies)
+
+
+def _chunks(events: Iterable[Event], most: int) -> Iterator[Sequence[Event]]:
+    """The events in their order, so many at a time."""
+    if isinstance(events, Sequence):
+        for start in range(0, len(events), most):
+            yield events[start : start + most]
+    else:
+        pending = iter(events)
+        while chunk := list(islice(pending, most)):
+            yield chunk

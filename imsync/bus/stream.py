@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from redis import exceptions as redis_errors
 
-from imsync.bus.connection import as_imsync_error, behind, translated
+from imsync.bus.connection import behind, translated
 from imsync.bus.entry import (
     AFTER_ALL,
     FIELD,
@@ -25,6 +25,7 @@ from imsync.bus.entry import (
 )
 from imsync.bus.replies import ReadAhead, name_of, parsed_entries, pending_entry, raw_name, read_entries
 from imsync.bus.request import Command, Request
+from imsync.bus.roundtrip import RoundTrip
 from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ class Stream:
 
     def append(self, body: bytes) -> str:
         """XADD one event; its entry id."""
-        with translated(self.where):
-            entry_id: bytes = self._client.xadd(self.key, {FIELD: body})
-        return entry_id.decode()
+        (result,) = self.start_append([body]).results()
+        if isinstance(result, ImsyncError):
+            raise result
+        return result
 
     def append_many(self, bodies: Sequence[bytes]) -> list[str | ImsyncError]:
         """XADD many events in one round trip: for each its entry id, or the error the server answered with.
@@ -75,15 +77,11 @@ class Stream:
         Raises:
             RedisUnreachable: the connection broke; any number of them may have been written.
         """
-        pipeline = self._client.pipeline(transaction=False)
-        for body in bodies:
-            pipeline.execute_command("XADD", self.key, "*", FIELD, body)
-        with translated(self.where):
-            replies = pipeline.execute(raise_on_error=False)
-        return [
-            as_imsync_error(reply, self.where) if isinstance(reply, redis_errors.RedisError) else reply.decode()
-            for reply in replies
-        ]
+        return self.start_append(bodies).results()
+
+    def start_append(self, bodies: Sequence[bytes]) -> RoundTrip:
+        """Begins what `append_many` does. The results are to be asked for."""
+        return RoundTrip(self._client, self.where, (b"XADD", self.key.encode(), b"*", FIELD), bodies)
 
     def acknowledge(self, group: str, ids: Sequence[str], *, noting: Command | None = None) -> int:
         """XACK; how many were pending until now.

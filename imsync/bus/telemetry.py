@@ -204,7 +204,8 @@ class Published(PublisherEvent):
     Args:
         events: how many events Redis has taken.
         refused: how many it has refused.
-        seconds: how long it took, its repetitions and the waits between them included.
+        seconds: how long it took, its repetitions and the waits between them included; and of `publish_many` the
+            encoding of the next round trip, which goes on meanwhile.
         bodies: the encoded events, not to be kept.
     """
 
@@ -299,6 +300,11 @@ class Telemetry:
 
     def __bool__(self) -> bool:
         return bool(self._listeners)
+
+    @property
+    def traces(self) -> bool:
+        """Whether a listener may give events a place in a trace."""
+        return bool(self._trace_sources)
 
     def emit(self, event: TelemetryEvent) -> None:
         """Tells an event. Whoever calls this asks first whether somebody listens, and makes no event otherwise."""

@@ -23,3 +23,13 @@ def uuid7(unix_ms: int | None = None, randomness: bytes | None = None) -> UUID:
     stamp = time.time_ns() // 1_000_000 if unix_ms is None else unix_ms
     noise = int.from_bytes(os.urandom(10) if randomness is None else randomness[:10], "big")
     return UUID(int=stamp << 80 | _VERSION_AND_VARIANT | noise & _RANDOM_BITS)
+
+
+def uuid7s(count: int) -> list[bytes]:
+    """So many UUIDv7 of this moment, as their 16 bytes: the operating system is asked once."""
+    stamp = time.time_ns() // 1_000_000 << 80 | _VERSION_AND_VARIANT
+    noise, from_bytes = os.urandom(10 * count), int.from_bytes
+    return [
+        (stamp | from_bytes(noise[at : at + 10], "big") & _RANDOM_BITS).to_bytes(16, "big")
+        for at in range(0, 10 * count, 10)
+    ]

@@ -6,12 +6,15 @@ and every group has acknowledged it.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from imsync.bus.entry import id_parts
-from imsync.im.events import IMBaseEvent
+from imsync.im.announcing import Announcement
 from imsync.store.database import Database
 from imsync.store.sql import load
 
@@ -21,8 +24,7 @@ ALL_PLACES = 2**63 - 1
 """Above the place of every sent row."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """An event that is to be published."""
 
     seq: int
@@ -87,22 +89,31 @@ class Outbox:
         self._database = database
         self.clock_ms = clock_ms
         """The clock that says when a row was sent."""
+        self.filled = threading.Event()
+        """Set when a transaction of this process has put rows into the outbox. Who waits for that clears it."""
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────
 
     def unsent(self, limit: int, after_seq: int = 0) -> list[OutboxRow]:
         """The oldest rows that wait to be sent, in the order of the edits."""
-        return [OutboxRow(*row) for row in self._database.query(SQL["unsent"], (after_seq, limit))]
+        return [OutboxRow._make(row) for row in self._database.query(SQL["unsent"], (after_seq, limit))]
 
     def mark_sent(self, sent: Iterable[tuple[int, str]]) -> int:
         """Notes (seq, entry id) pairs of one round trip as published, in the order in which they were sent; how many
         were not noted before.
         """
-        now = self.clock_ms()
+        pairs, now = list(sent), self.clock_ms()
+        if not pairs:
+            return 0
+        seqs = [seq for seq, _ in pairs]
         with self._database.atomic() as connection:
             (last,) = connection.execute(SQL["last_place"]).fetchone()
-            rows = [(entry_id, now, place, seq) for place, (seq, entry_id) in enumerate(sent, start=last + 1)]
-            noted = connection.executemany(SQL["mark_sent"], rows).rowcount if rows else 0
+            if seqs == list(range(seqs[0], seqs[0] + len(seqs))):  # as they mostly are: then one statement does
+                ids = json.dumps([entry_id for _, entry_id in pairs])
+                noted = connection.execute(SQL["mark_run_sent"], (now, last + 1, seqs[0], ids)).rowcount
+            else:
+                rows = [(entry_id, now, place, seq) for place, (seq, entry_id) in enumerate(pairs, start=last + 1)]
+                noted = connection.executemany(SQL["mark_sent"], rows).rowcount
             if noted:
                 connection.execute(SQL["begin_round_trip"], (last + 1,))
                 connection.execute(SQL["add_to_counter"], (noted, "published"))
@@ -127,6 +138,11 @@ class Outbox:
         return [RememberedEvent(*row) for row in self._database.query(SQL["of_user"], (user_id, limit))]
 
     # ── sending again ────────────────────────────────────────────────────────────────────────────────
+
+    def sending_state(self) -> tuple[int, int]:
+        """Two numbers that are others after every round trip that was noted."""
+        place, resent = self._database.query(SQL["sending_state"])[0]
+        return place, resent
 
     def newest_sent(self) -> list[SentRow]:
         """Of the last round trip the last and the first row, and the last row before it, as far as there are any."""
@@ -182,13 +198,12 @@ class Outbox:
 
     # ── inside a transaction ─────────────────────────────────────────────────────────────────────────
 
-    def _enqueue(self, connection: sqlite3.Connection, events: Sequence[tuple[IMBaseEvent, bytes]]) -> int:
-        """Adds events with their encoded form; the last row's seq, 0 when there are none."""
+    def _enqueue(self, connection: sqlite3.Connection, events: Sequence[Announcement]) -> int:
+        """Adds events; the last row's seq, 0 when there are none."""
         if not events:
             return 0
         now = self.clock_ms()
-        rows = [(event.event_id.bytes, event.id, event.version, body, now) for event, body in events]
-        connection.executemany(SQL["enqueue"], rows)
+        connection.executemany(SQL["enqueue"], [(*event, now) for event in events])
         return int(connection.execute(SQL["last_seq"]).fetchone()[0])
 
     def _sent(self, statement: str, parameters: Sequence[int] = ()) -> list[SentRow]:

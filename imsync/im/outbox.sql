@@ -30,9 +30,18 @@ SELECT coalesce(max(place), 0) FROM outbox WHERE place IS NOT NULL;
 -- name: mark_sent
 UPDATE outbox SET entry_id = ?, sent_ms = ?, place = ? WHERE seq = ? AND sent_ms IS NULL;
 
+-- name: mark_run_sent
+-- Rows that follow one another: when, the first one's place, its seq, and the entry ids in a JSON array.
+UPDATE outbox SET sent_ms = ?1, place = ?2 + sent.key, entry_id = sent.value
+FROM json_each(?4) AS sent WHERE outbox.seq = ?3 + sent.key AND sent_ms IS NULL;
+
 -- name: begin_round_trip
 -- The place that the newest round trip begins with.
 UPDATE counter SET n = ? WHERE name = 'round_trip';
+
+-- name: sending_state
+-- A round trip adds places at the end; who makes room there first counts what is sent again.
+SELECT coalesce((SELECT max(place) FROM outbox WHERE place IS NOT NULL), 0), n FROM counter WHERE name = 'resent';
 
 -- name: newest_sent
 -- Of the newest round trip the first and the last row, and the last one before it.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -60,8 +59,27 @@ def _bounds(field: str) -> str:
     }.get(field, "the fields are user_id, nick_name, head_image, head_image_thumb")
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Edit(Protocol):
+    """What a person changes of a profile."""
+
+    @property
+    def user_id(self) -> int:
+        """Whose profile."""
+
+    @property
+    def nick_name(self) -> str | None:
+        """The name; None when it stays as it is."""
+
+    @property
+    def head_image(self) -> str | None:
+        """The picture; None when it stays as it is."""
+
+    @property
+    def head_image_thumb(self) -> str | None:
+        """The small picture; None when it stays as it is."""
+
+
+class Profile(NamedTuple):
     """A user's row."""
 
     id: int
@@ -72,15 +90,15 @@ class Profile:
     version: int = 1
     deleted: int = 0
 
-    def edited(self, edit: ProfileEdit) -> Profile:
+    def edited(self, edit: Edit) -> Profile:
         """This profile after the edit: itself when nothing changes, else with the next version."""
-        after = replace(
-            self,
-            nick_name=self.nick_name if edit.nick_name is None else edit.nick_name,
-            head_image=self.head_image if edit.head_image is None else edit.head_image,
-            head_image_thumb=self.head_image_thumb if edit.head_image_thumb is None else edit.head_image_thumb,
+        before = self[2:5]
+        after = (
+            before[0] if edit.nick_name is None else edit.nick_name,
+            before[1] if edit.head_image is None else edit.head_image,
+            before[2] if edit.head_image_thumb is None else edit.head_image_thumb,
         )
-        return self if after == self else replace(after, version=self.version + 1)
+        return self if after == before else Profile(self.id, self.user_name, *after, self.version + 1, self.deleted)
 
     def event(self) -> UserUpdated | UserDeleted:
         """The event that tells everybody of this state."""
@@ -102,10 +120,10 @@ class Profile:
         """
         version = max(self.version, above) + 1
         if self.deleted:  # nothing comes after a tombstone, so it may take the last version of all
-            return replace(self, nick_name="", head_image="", head_image_thumb="", version=min(version, MAX_INT))
+            return self._replace(nick_name="", head_image="", head_image_thumb="", version=min(version, MAX_INT))
         if version > NO_ROOM:
             raise UsageError(f"user {self.id} has no version left above {version - 1}")
-        return replace(self, version=version)
+        return self._replace(version=version)
 
 
 def nobody(user_id: int) -> Profile:

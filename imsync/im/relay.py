@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
 IDLE_LOOK_SECONDS = 1.0
 """Time between two looks for a loss while there is nothing to send."""
+STOP_LOOK_SECONDS = 0.05
+"""Time between two looks at `stop` while it waits for an edit."""
 MOST_LOSSES = 3
 """A stream that loses what was sent more often than this, before all of it has been sent, is given no more."""
 PRUNING_STEPS = 10
@@ -49,6 +51,8 @@ class Relay:
         order: how the rows of a round trip are arranged.
         history_hours: the stream's retention keeps entries for as long; what is gone earlier was lost. See `LossCheck`.
         keep_sent_hours: how long sent rows are kept at least; never for less than `history_hours`. See `Pruning`.
+        at_once: send first and look for a loss afterwards, where nobody has sent anything since the last look. Then an
+            edit is in the stream a round trip earlier, and what was lost meanwhile comes behind it, the edit with it.
         on_sent: called after every round trip with the number of rows noted as sent.
         on_lost: called with the number of rows that are sent again, when the stream has lost some.
         on_waiting: called when it starts to wait for another relay.
@@ -64,6 +68,7 @@ class Relay:
         order: Order = lambda rows: rows,
         history_hours: float = 24.0,
         keep_sent_hours: float = 168.0,
+        at_once: bool = False,
         on_sent: Callable[[int], None] = lambda n: None,
         on_lost: Callable[[int], None] = lambda n: None,
         on_waiting: Callable[[], None] = lambda: None,
@@ -80,7 +85,9 @@ class Relay:
         self._on_lost = on_lost
         self._on_waiting = on_waiting
         self._clock = clock
+        self._at_once = at_once
         self._next_look = float("-inf")
+        self._looked_at: tuple[int, int] | None = None
         self._alone = False
         self._sent: list[tuple[int, str]] = []
         self.published = 0
@@ -106,7 +113,7 @@ class Relay:
         total += self._note_what_was_sent()
         while not _told(stop) and not self._asked_to_pause():
             rows = self._store.unsent(self._batch, after)
-            if self._look(idle=not rows):
+            if not (rows and self._has_just_looked()) and self._look(idle=not rows):
                 losses += 1
                 if losses > MOST_LOSSES:
                     raise self._trimmed_by_somebody()
@@ -126,10 +133,16 @@ class Relay:
         """Looks for a loss; how many rows wait because of one. Not every time while idle, if the last look was good."""
         if idle and self._clock() < self._next_look:
             return 0
-        self._next_look = float("-inf")
+        self._next_look, self._looked_at = float("-inf"), None
         lost = self._loss.look()
         self._next_look = self._clock() + IDLE_LOOK_SECONDS
+        if self._at_once and not lost:
+            self._looked_at = self._store.sending_state()
         return lost
+
+    def _has_just_looked(self) -> bool:
+        """Whether the last look was good, and no round trip of anybody came after it."""
+        return self._looked_at is not None and self._looked_at == self._store.sending_state()
 
     def _note_loss(self, rows: int) -> None:
         self.resent += rows
@@ -193,7 +206,7 @@ class Relay:
         deadline, published_before = 0.0, self.published
         while not _told(stop):
             with self._lock() as lock:
-                if lock and not self._asked_to_pause():
+                if lock:
                     self.drain(stop)
                     if not self._asked_to_pause():
                         self._prune(stop)
@@ -232,6 +245,8 @@ class Relay:
     ) -> int:
         """Keeps the outbox drained, and pruned, until told to stop; how many were published.
 
+        An edit through the same store object wakes it. Those of other processes it finds when it polls.
+
         Troubles of Redis are waited out for ever, with backoff. When another relay is active, it waits for its end.
 
         Raises:
@@ -246,10 +261,11 @@ class Relay:
                 waiting = not lock
                 while lock and not stop.is_set() and not self._asked_to_pause():
                     try:
+                        self._store.filled.clear()
                         self.drain(stop)
                         failures = 0
                         if not self._pruning.step():
-                            stop.wait(poll_seconds)
+                            self._wait_for_edits(stop, poll_seconds)
                     except InfrastructureError as error:
                         failures += 1
                         delay = backoff.delay(failures, rng)
@@ -260,6 +276,12 @@ class Relay:
                         stop.wait(delay)
             stop.wait(poll_seconds)
         return self.published - published_before
+
+    def _wait_for_edits(self, stop: threading.Event, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not stop.is_set() and (left := until - time.monotonic()) > 0:
+            if self._store.filled.wait(min(left, STOP_LOOK_SECONDS)):
+                break
 
     @contextmanager
     def alone(self, *, patience_seconds: float = 5.0) -> Iterator[None]:

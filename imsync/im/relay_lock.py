@@ -69,9 +69,16 @@ def locked(path: Path | str, kind: int = fcntl.LOCK_EX) -> Iterator[IO[bytes] | 
             held = True
         if held and kind == fcntl.LOCK_EX:
             with suppress(OSError):  # a full disk keeps no relay from its work
-                os.ftruncate(file.fileno(), 0)
-                os.write(file.fileno(), json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+                _sign(file)
         yield file if held else None
+
+
+def _sign(file: IO[bytes]) -> None:
+    """Writes this process's name, unless it stands there: to cut a file short is what takes longest of all."""
+    name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+    if os.pread(file.fileno(), _MAX_BYTES, 0) != name:
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), name, 0)
 
 
 def holder(path: Path | str) -> Holder | None:

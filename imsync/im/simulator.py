@@ -11,7 +11,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,8 +29,7 @@ _DEFAULT_RATE = 1_000.0
 _NICK_NAMES = ("Mia", "Noah", "晓明", "Zoe\u0308", "🚀 Max", "نور", "Ольга", "さくら", "👩🏽\u200d💻 Eve")
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedEdit:
+class SimulatedEdit(NamedTuple):
     """One edit of one user's profile. `None` leaves a field unchanged.
 
     `at` is in seconds since the start of the simulation.

@@ -14,12 +14,12 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from imsync.bus.clock import now_ms
-from imsync.bus.codec import encode
 from imsync.bus.telemetry import Telemetry
 from imsync.errors import ImsyncError, UsageError
+from imsync.im.announcing import announcements
 from imsync.im.events import PROFILE_FIELDS
 from imsync.im.outbox import Outbox, OutboxBacklog, OutboxRow
-from imsync.im.profile import Profile, ProfileEdit, nobody
+from imsync.im.profile import Edit, Profile, ProfileEdit, nobody
 from imsync.store.database import Database, Schema, placeholders
 from imsync.store.projection import SourceState
 from imsync.store.sql import load
@@ -128,6 +128,7 @@ class UserStore(Outbox):
             except sqlite3.IntegrityError:
                 raise UsageError(f"user {profile.id} or its user name exists already") from None
             self._announce(connection, [profile])
+        self.filled.set()
 
     def edit(self, edit: ProfileEdit) -> bool:
         """Applies one edit; False when it changes nothing, in which case nothing is published.
@@ -140,10 +141,11 @@ class UserStore(Outbox):
             raise report.rejected[0].error
         return report.accepted == 1
 
-    def edit_many(self, edits: Sequence[ProfileEdit], *, all_or_none: bool = False) -> EditReport:
+    def edit_many(self, edits: Sequence[Edit], *, all_or_none: bool = False) -> EditReport:
         """Applies edits in their order, in one transaction.
 
         Args:
+            edits: within the bounds of `ProfileEdit`.
             all_or_none: apply none when one is rejected.
         """
         with self._database.atomic() as connection:
@@ -169,6 +171,8 @@ class UserStore(Outbox):
                 return EditReport(0, 0, rejected, 0)
             self._write(connection, [p for p in profiles.values() if p is not before[p.id]])
             last_seq = self._announce(connection, history)
+        if history:
+            self.filled.set()
         return EditReport(len(history), unchanged, rejected, last_seq)
 
     def delete_user(self, user_id: int) -> None:
@@ -182,6 +186,7 @@ class UserStore(Outbox):
             gone = Profile(user_id, current.user_name, "", "", "", current.version + 1, deleted=1)
             self._write(connection, [gone])
             self._announce(connection, [gone])
+        self.filled.set()
 
     def touch(self, above: Mapping[int, int]) -> TouchReport:
         """Publishes users anew as they are, in one transaction, each under the next version above its own and above a
@@ -213,6 +218,7 @@ class UserStore(Outbox):
             connection.executemany(SQL["insert_user"], [self._row(p) for p in after if p.id not in known])
             self._write(connection, [p for p in after if p.id in known])
             last_seq = self._announce(connection, after)
+        self.filled.set()
         return TouchReport({p.id: p.version for p in after}, refused, last_seq)
 
     def bootstrap(self, profiles: Iterable[Profile], *, origin: str) -> None:
@@ -230,7 +236,7 @@ class UserStore(Outbox):
         for start in range(0, len(wanted), _LOOKUP_CHUNK):
             chunk = wanted[start : start + _LOOKUP_CHUNK]
             for row in self._database.query(SQL["profiles"] + placeholders(len(chunk)), chunk):
-                found[row[0]] = Profile(*row)
+                found[row[0]] = Profile._make(row)
         return found
 
     def states(self, after: int, limit: int) -> list[SourceState]:
@@ -285,8 +291,7 @@ class UserStore(Outbox):
         )
 
     def _announce(self, connection: sqlite3.Connection, history: Sequence[Profile]) -> int:
-        events = self._telemetry.traced([profile.event() for profile in history])
-        return self._enqueue(connection, [(event, encode(event, source=self.source)) for event in events])
+        return self._enqueue(connection, announcements(history, self.source, self._telemetry))
 
     def _row(self, p: Profile) -> tuple[object, ...]:
         return (

@@ -74,6 +74,32 @@ def test_append_many_gives_the_ids_in_order(stream: Stream) -> None:
     assert stream.length() == 4
 
 
+def test_many_large_events_are_a_round_trip_in_many_pieces(stream: Stream) -> None:
+    bodies = [bytes([97 + n % 26]) * (n * 997 % 60_000) for n in range(200)]
+    ids = stream.append_many(bodies)
+    assert [(entry.id, entry.body) for entry in stream.range()] == list(zip(ids, bodies, strict=True))
+
+
+def test_a_round_trip_that_is_given_up_leaves_no_reply_for_others(stream: Stream) -> None:
+    trip = stream.start_append([b"a" * 60_000, b"b"])
+    trip.send_some()
+    trip.abandon()
+    trip.abandon()
+    assert stream.append(b"c") == stream.range()[-1].id
+    assert b"b" not in {entry.body for entry in stream.range()}
+
+
+def test_a_round_trip_that_was_begun_and_not_sent_is_sent_at_the_end(stream: Stream) -> None:
+    trip = stream.start_append([b"a", b"b"])
+    assert stream.length() == 0
+    assert trip.results() == [entry.id for entry in stream.range()]
+    assert [entry.body for entry in stream.range()] == [b"a", b"b"]
+    late = stream.start_append([b"c"])
+    late.send_some()
+    late.send_some()
+    assert late.results() == [stream.range()[-1].id]
+
+
 def test_acknowledging_counts_what_was_pending_until_now(stream: Stream) -> None:
     first, second, third = deliver(stream, 3)
     assert stream.acknowledge(GROUP, [first, second]) == 2

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeAlias
 
 from redis import exceptions as redis_errors
+
+from tests.faults.resp import Framer, arguments
 
 Id: TypeAlias = tuple[int, int]
 Seam: TypeAlias = Callable[[str], None]
@@ -256,23 +258,6 @@ class Memory:
                 return self.xtrim(key, minid=bounds[0], limit=int(bounds[2]) if len(bounds) > 2 else None)
         raise AssertionError(f"no such command here: {name} {args}")
 
-    def carry_out(self, words: list[bytes]) -> Any:
-        """The commands that travel as bytes; the reply as it travels."""
-        match [words[0].upper(), *words[1:]]:
-            case [b"XADD", key, b"*", *pairs]:
-                return self.run("xadd", (key.decode(), dict(zip(pairs[::2], pairs[1::2], strict=True))), {})
-            case [b"XREADGROUP", b"GROUP", group, consumer, b"COUNT", count, *_, b"STREAMS", key, start]:
-                streams = {key.decode(): start.decode()}
-                reply = self.run("xreadgroup", (name_of(group), name_of(consumer), streams), {"count": int(count)})
-                return [
-                    [
-                        name,
-                        [[entry_id, fields and list(chain.from_iterable(fields.items()))] for entry_id, fields in rows],
-                    ]
-                    for name, rows in reply
-                ]
-        raise AssertionError(f"no such command here: {words}")
-
     def eval(self, script: str, keys: int, stream: str, noted: str, *args: Any) -> int:
         """The script that acknowledges when memory is full: its first command needs none, so the second is allowed."""
         assert (keys, "XACK" in script) == (2, True), script
@@ -508,7 +493,6 @@ class Client:
     def __init__(self, memory: Memory, seam: Seam) -> None:
         self._memory = memory
         self._seam = seam
-        self.connection_pool = Pool(memory, seam)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -521,6 +505,10 @@ class Client:
             return reply
 
         return call
+
+    @property
+    def connection_pool(self) -> Pool:
+        return Pool(self._memory, self._seam)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
         return Pipeline(self._memory, self._seam, transaction)
@@ -540,83 +528,79 @@ class Pool:
         return Connection(self._memory, self._seam)
 
     def release(self, connection: Connection) -> None:
-        pass
+        assert not connection.replies, "whoever got it next would read them"
 
 
 class Connection:
-    """Commands are carried out when they are sent, and answered when their replies are read."""
+    """What is sent is carried out at once, but for events: any number of these may be in several pieces."""
 
     def __init__(self, memory: Memory, seam: Seam) -> None:
         self._memory = memory
         self._seam = seam
+        self._framer = Framer()
+        self._events = Pipeline(memory, seam, transaction=False)
+        self._sent = 0
         self._what = ""
-        self._replies: deque[Any] = deque()
+        self.replies: deque[Any] = deque()
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        return [packed(command) for command in commands]
+        words = [[raw(word) for word in command] for command in commands]
+        return [
+            b"*%d\r\n" % len(command) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in command)
+            for command in words
+        ]
 
-    def send_packed_command(self, command: bytes | Iterable[bytes], check_health: bool = True) -> None:
-        commands = list(unpacked(command if isinstance(command, bytes) else b"".join(command)))
-        if commands[0] == [b"MULTI"]:
-            self._replies += self._transaction(commands[1:-1])
-            return
-        self._what = "+".join(dict.fromkeys(words[0].decode().lower() for words in commands))
-        self._seam(f"before {self._what}")
-        for number, words in enumerate(commands):
-            if number:
-                self._seam(f"amid {self._what}")
-            try:
-                self._replies.append(self._memory.carry_out(words))
-            except redis_errors.ResponseError as error:
-                self._replies.append(error)
+    def send_packed_command(self, pieces: Iterable[bytes]) -> None:
+        commands = [arguments(request) for request in self._framer.feed(b"".join(pieces))]
+        match commands[0]:
+            case [b"XADD", *_]:
+                for name, key, entry_id, *pairs in commands:
+                    self._events.execute_command(name.decode(), key.decode(), entry_id.decode(), *pairs)
+                self._sent += len(commands)
+            case [b"MULTI"]:
+                self.replies += self._transaction(commands[1:-1])
+            case [b"XREADGROUP", *_]:
+                self._what = "xreadgroup"
+                self._seam(f"before {self._what}")
+                self.replies.append(self._read(commands[0]))
+            case other:
+                raise AssertionError(f"no such command here: {other}")
 
-    def _transaction(self, commands: Sequence[list[bytes]]) -> list[Any]:
+    def _transaction(self, commands: Iterable[list[bytes]]) -> list[Any]:
         pipeline = Pipeline(self._memory, self._seam, transaction=True)
-        for words in commands:
-            pipeline.execute_command(*(word.decode() for word in words))
+        queued = [pipeline.execute_command(*(word.decode() for word in words)) for words in commands]
         try:
             replies = pipeline.execute(raise_on_error=False)
         except redis_errors.OutOfMemoryError as error:
-            return [b"OK", error, *[b"QUEUED"] * (len(commands) - 1), redis_errors.ExecAbortError("EXECABORT")]
-        return [b"OK", *[b"QUEUED"] * len(commands), replies]
+            return [b"OK", error, *[b"QUEUED"] * (len(queued) - 1), redis_errors.ExecAbortError("EXECABORT")]
+        return [b"OK", *[b"QUEUED"] * len(queued), replies]
 
-    def read_response(self, **options: Any) -> Any:
+    def _read(self, words: list[bytes]) -> Any:
+        _, _, group, consumer, _, count, *_, key, start = words
+        streams = {key.decode(): start.decode()}
+        try:
+            reply = self._memory.run("xreadgroup", (name_of(group), name_of(consumer), streams), {"count": int(count)})
+        except redis_errors.ResponseError as error:
+            return error
+        return [
+            [name, [[entry_id, fields and list(chain.from_iterable(fields.items()))] for entry_id, fields in rows]]
+            for name, rows in reply
+        ]
+
+    def read_response(self) -> Any:
+        if self._sent:
+            self._sent = 0
+            self.replies.extend(self._events.execute(raise_on_error=False))
         what, self._what = self._what, ""
         if what:
             self._seam(f"after {what}")
-        reply = self._replies.popleft()
-        if isinstance(reply, redis_errors.ResponseError):
+        reply = self.replies.popleft()
+        if isinstance(reply, Exception):
             raise reply
         return reply
 
     def disconnect(self) -> None:
-        self._replies.clear()
-
-
-def packed(command: Iterable[Any]) -> bytes:
-    """A command as it travels (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
-    words = [raw(word) for word in command]
-    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
-
-
-def unpacked(data: bytes) -> Iterator[list[bytes]]:
-    """The commands in what travels."""
-    at = 0
-
-    def number(sign: bytes) -> int:
-        nonlocal at
-        end = data.index(b"\r\n", at)
-        assert data[at : at + 1] == sign
-        found, at = int(data[at + 1 : end]), end + 2
-        return found
-
-    while at < len(data):
-        words: list[bytes] = []
-        for _ in range(number(b"*")):
-            length = number(b"$")
-            words.append(data[at : at + length])
-            at += length + 2
-        yield words
+        self.replies.clear()
 
 
 class Pipeline:

@@ -188,6 +188,25 @@ def test_a_running_relay_waits_out_a_restart(
     assert rig.versions() == {1: [2, 3, 4]}
 
 
+def test_an_edit_of_the_same_process_wakes_a_running_relay(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    """It polls once in an hour here."""
+    rig, stop, totals = rigged(server.url), threading.Event(), list[int]()
+    thread = threading.Thread(
+        target=lambda: totals.append(rig.relay.run(stop, poll_seconds=3600, on_trouble=lambda *_: None))
+    )
+    thread.start()
+    try:
+        for number in range(1, 6):
+            store.edit(nick(1, f"{number}"))
+            eventually(lambda wanted=number: store.published() == wanted)  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join(10)
+    assert totals == [5], "and it ends when it is told to, in the middle of the hour"
+
+
 def test_a_lost_reply_repeats_events_in_the_stream_and_counts_them_once(
     store: UserStore, server: Server, lossy: Callable[[Server], LossyProxy], rigged: Callable[..., Rig]
 ) -> None:

@@ -44,6 +44,18 @@ def test_who_holds_a_lock_is_named_and_whether_it_is_stopped(tmp_path: Path, spa
     assert path.read_bytes()
 
 
+def test_who_takes_a_lock_again_leaves_its_name_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path):
+        name = path.read_bytes()
+    os.utime(path, ns=(0, 0))
+    with locked(path):
+        assert path.stat().st_mtime_ns == 0
+    path.write_bytes(name[:-1] + b"7, and more}")
+    with locked(path):
+        assert path.read_bytes() == name
+
+
 def test_a_shared_lock_names_nobody(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with locked(path, fcntl.LOCK_SH) as lock:

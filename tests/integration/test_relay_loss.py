@@ -693,6 +693,63 @@ def test_while_idle_it_looks_once_a_second(store: UserStore, server: Server, rig
     assert rig.disturbed.moments["look"] - looks in (1, 2)
 
 
+def test_at_once_an_edit_is_sent_before_anything_is_looked_for(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    moments: list[str] = []
+
+    def happens(moment: str, n: int) -> None:
+        if moment in ("send", "look") and moments[-1:] != [moment]:  # a look is a round trip or two
+            moments.append(moment)
+
+    rig = rigged(server.url, happens, batch=4, at_once=True)
+    store.edit_many(edits(3))
+    rig.deliver()
+    moments.clear()
+    store.edit(nick(1, "one"))
+    rig.deliver()
+    assert moments == ["send", "look"]
+    moments.clear()
+    store.edit_many(edits(8, first=9))
+    rig.deliver()
+    assert moments == ["send", "look", "send", "look"], "never two round trips without a look"
+
+
+def test_at_once_what_was_lost_comes_behind_with_what_was_sent_meanwhile(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url, at_once=True)
+    store.edit_many(edits(6))
+    rig.deliver()
+    cut_back(server, rig.stream, keep=4)
+    store.edit(nick(1, "one"))
+    assert rig.deliver() == 1 + 3
+    assert rig.lost == [3]
+    assert rig.stream.length() == 4 + 1 + 3
+    assert_all_is_there(store, rig.stream)
+
+
+@pytest.mark.parametrize("what", ["sends", "loses"])
+def test_at_once_it_looks_first_where_another_relay_was_at_work(
+    store: UserStore, server: Server, rigged: Callable[..., Rig], what: str
+) -> None:
+    moments: list[str] = []
+    rig = rigged(server.url, lambda moment, n: moments.append(moment), at_once=True)
+    store.edit_many(edits(6))
+    rig.deliver()
+    other = rigged(server.url)
+    if what == "loses":
+        cut_back(server, rig.stream, keep=2)
+    else:
+        store.edit(nick(2, "two"))
+    other.deliver()
+    moments.clear()
+    store.edit(nick(1, "one"))
+    rig.deliver()
+    assert moments[0] == "look"
+    assert_all_is_there(store, rig.stream)
+
+
 def test_other_producers_entries_in_between_are_passed_over(
     store: UserStore, server: Server, rigged: Callable[..., Rig]
 ) -> None:
@@ -750,9 +807,10 @@ class Fate:
         cut_back(self.server, self.stream, keep)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("clock", ["ahead", "behind"])
 def test_any_history_of_losses_ends_with_everything_in_the_stream(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, clock: str
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, clock: str, at_once: bool
 ) -> None:
     """With a clock that is behind, the server gives lost ids again."""
     monkeypatch.setattr(loss, "CHUNK", 8)
@@ -767,18 +825,18 @@ def test_any_history_of_losses_ends_with_everything_in_the_stream(
                 client.flushall()
                 if clock == "behind":
                     client.xadd(stream.key, {"event": "a stranger's"}, id="9999999999999-0")
-            live_through(rng, fate, store, stream)
+            live_through(rng, fate, store, stream, at_once)
             print(f"seed {seed}, {clock}:", *fate.log, sep="\n  ")
             assert_all_is_there(store, stream)
 
 
-def live_through(rng: random.Random, fate: Fate, store: UserStore, stream: Stream) -> None:
+def live_through(rng: random.Random, fate: Fate, store: UserStore, stream: Stream, at_once: bool) -> None:
     """Edits and deliveries, by one process after the other, and a last delivery with nothing in its way."""
 
     def relay() -> Relay:
         disturbed = Disturbed(stream, fate.happens)
         publisher = Publisher(disturbed, store.source, attempts=2, sleep=lambda seconds: None)
-        return Relay(store, publisher, batch=rng.randrange(1, 9), clock=lambda: rng.random() * 3)
+        return Relay(store, publisher, batch=rng.randrange(1, 9), at_once=at_once, clock=lambda: rng.random() * 3)
 
     take_back, mark_sent = store.take_back, store.mark_sent
 

@@ -254,6 +254,36 @@ def test_sent_rows_have_their_place_in_the_order_of_sending(store: UserStore, pa
     assert store.newest_sent() == [sent[0], sent[2], sent[3]]  # the last and the first of the trip, and what was before
 
 
+def test_rows_in_a_row_are_noted_as_single_ones_are(store: UserStore, path: Path) -> None:
+    store.edit_many([ProfileEdit(user_id=1, head_image=f"{n}") for n in range(12)])
+    assert store.mark_sent([(3, "1-3")]) == 1
+    assert store.mark_sent([(2, "2-2"), (3, "2-3"), (4, "2-4")]) == 2, "one of them was noted before"
+    assert store.mark_sent([(6, "3-6"), (5, "3-5"), (9, "3-9"), (9, "3-10")]) == 3
+    assert store.mark_sent([(n, f'4-"{n}') for n in (10, 11, 12)]) == 3
+    assert store.mark_sent([]) == 0
+    assert sql(path, "SELECT seq, entry_id, place FROM outbox WHERE sent_ms IS NOT NULL ORDER BY place") == [
+        (3, "1-3", 1), (2, "2-2", 2), (4, "2-4", 4), (6, "3-6", 5), (5, "3-5", 6), (9, "3-9", 7),
+        (10, '4-"10', 8), (11, '4-"11', 9), (12, '4-"12', 10),
+    ]  # fmt: skip
+    assert store.published() == 9
+    assert [row.seq for row in store.unsent(9)] == [1, 7, 8]
+
+
+def test_whoever_waits_for_edits_is_told_of_those_that_put_something_into_the_outbox(store: UserStore) -> None:
+    for change in (
+        lambda: store.edit(ProfileEdit(user_id=1, nick_name="A")),
+        lambda: store.create_user(Profile(9, "zoe", "Zoë", "", "")),
+        lambda: store.delete_user(9),
+        lambda: store.touch({1: 5}),
+    ):
+        store.filled.clear()
+        change()
+        assert store.filled.is_set()
+    store.filled.clear()
+    assert not store.edit(ProfileEdit(user_id=1, nick_name="A"))
+    assert not store.filled.is_set()
+
+
 def test_rows_that_are_taken_back_wait_again_and_get_new_places(store: UserStore) -> None:
     store.edit_many([nick(1, f"{n}") for n in range(6)])
     store.mark_sent([(seq, f"5-{seq}") for seq in range(1, 5)])

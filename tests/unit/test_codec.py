@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imsync.bus.codec import MAX_BODY_BYTES, Decoder, encode
 from imsync.bus.event import MAX_INT, Event, PositiveInt
-from imsync.bus.uuid7 import uuid7
+from imsync.bus.uuid7 import uuid7, uuid7s
 from imsync.errors import DataError
 from imsync.im.events import (
     IMAGE_URL_MAX,
@@ -130,6 +132,18 @@ def test_an_event_keeps_its_identity_and_two_events_never_share_one() -> None:
     assert events == sorted(events, key=lambda event: event.occurred_at)
     assert events[-1].occurred_at > events[0].occurred_at
     assert encode(events[0], source=SOURCE) == encode(events[0], source=SOURCE)
+
+
+def test_many_uuid7_are_as_good_as_single_ones() -> None:
+    before = time.time_ns() // 1_000_000
+    made = [UUID(bytes=each) for each in uuid7s(5_000)]
+    after = time.time_ns() // 1_000_000
+    assert len(set(made)) == 5_000
+    assert {(each.version, each.variant) for each in made} == {(7, "specified in RFC 4122")}
+    assert all(before <= each.int >> 80 <= after for each in made)
+    changing = functools.reduce(operator.or_, (each.int ^ made[0].int for each in made))
+    assert changing & ((1 << 80) - 1) == (0xFFF << 64) | ((1 << 62) - 1), "74 bits of it are random"
+    assert uuid7s(0) == []
 
 
 def test_uuid7_has_the_bits_of_rfc_9562() -> None:
@@ -260,6 +274,53 @@ orders = st.builds(
     total_weight=st.floats(allow_nan=False, allow_infinity=False),
     **identity,
 )
+
+
+def plainly(event: Event, source: str) -> bytes:
+    """The wire form, written member by member."""
+    time = event.occurred_at.astimezone(UTC).isoformat(timespec="microseconds")[:-6]
+    envelope: dict[str, Any] = {
+        "specversion": "1.0",
+        "type": event.event_type,
+        "source": event.source or source,
+        "id": str(event.event_id),
+        "time": f"{time}Z",
+        "subject": event.event_subject(),
+        "sequence": None if (sequence := event.event_sequence()) is None else f"{sequence:019d}",
+        "traceparent": event.traceparent,
+    }
+    members = {name: value for name, value in envelope.items() if value is not None}
+    data = event.model_dump_json(by_alias=True)
+    return f'{json.dumps(members, separators=(",", ":"))[:-1]},"data":{data}}}'.encode()
+
+
+sources = st.sampled_from(["urn:imsync:user-store:1", "é", "/a b"])
+
+
+@given(updates | deletions | orders, sources, st.booleans(), st.booleans())
+def test_every_event_is_written_as_by_hand(event: Event, source: str, in_utc: bool, whole_second: bool) -> None:
+    changes: dict[str, Any] = {"source": None} if in_utc else {}
+    if in_utc:  # as nearly all are that were not made up
+        changes["occurred_at"] = event.occurred_at.astimezone(UTC)
+    if whole_second:
+        changes["occurred_at"] = changes.get("occurred_at", event.occurred_at).replace(microsecond=0)
+    event = event.model_copy(update=changes)
+    assert encode(event, source=source) == plainly(event, source)
+
+
+def test_an_identity_that_was_never_validated_is_written_as_its_text() -> None:
+    class Moment(datetime):
+        def isoformat(self, sep: str = "T", timespec: str = "auto") -> str:
+            return super().isoformat(sep, timespec)
+
+    for changes in (
+        {"event_id": "an id"},
+        {"occurred_at": Moment(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)},
+        {"occurred_at": datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)},
+        {"occurred_at": datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC)},
+    ):
+        event = UPDATED.model_copy(update=changes)
+        assert encode(event, source=SOURCE) == plainly(event, SOURCE)
 
 
 @given(updates | deletions | orders)

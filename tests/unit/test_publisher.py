@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import pytest
@@ -14,7 +14,9 @@ from imsync.bus.codec import encode
 from imsync.bus.event import Event, PositiveInt
 from imsync.bus.publisher import Publisher, PublishIncomplete
 from imsync.bus.retry import Backoff
+from imsync.bus.roundtrip import RoundTrip
 from imsync.bus.stream import Stream
+from imsync.bus.telemetry import Published, PublishFailed, Telemetry, TelemetryEvent
 from imsync.errors import DataError, ImsyncError, RedisRefused, RedisUnreachable
 
 Refusals: TypeAlias = dict[int, ImsyncError]
@@ -37,6 +39,7 @@ class FakeStream(Stream):
         self.troubles = list(troubles)
         self.refusals = refusals or {}
         self.round_trips: list[list[bytes]] = []
+        self.begun: list[FakeRoundTrip] = []
         self.arrived = 0
 
     def append(self, body: bytes) -> str:
@@ -44,6 +47,9 @@ class FakeStream(Stream):
         if isinstance(result, ImsyncError):
             raise result
         return result
+
+    def start_append(self, bodies: Sequence[bytes]) -> RoundTrip:
+        return FakeRoundTrip(self, bodies)
 
     def append_many(self, bodies: Sequence[bytes]) -> list[str | ImsyncError]:
         self.round_trips.append(list(bodies))
@@ -54,6 +60,26 @@ class FakeStream(Stream):
             results.append(self.refusals.get(self.arrived, f"{self.arrived}-0"))
             self.arrived += 1
         return results
+
+
+class FakeRoundTrip(RoundTrip):
+    """A round trip of a fake stream."""
+
+    def __init__(self, stream: FakeStream, bodies: Sequence[bytes]) -> None:
+        self.stream = stream
+        self.bodies = bodies
+        self.stream.begun.append(self)
+        self.pieces = 0
+        self.abandoned = False
+
+    def send_some(self) -> None:
+        self.pieces += 1
+
+    def results(self) -> list[str | ImsyncError]:
+        return self.stream.append_many(self.bodies)
+
+    def abandon(self) -> None:
+        self.abandoned = True
 
 
 def publisher(stream: Stream, sleeps: list[float] | None = None, attempts: int = 3) -> Publisher:
@@ -168,3 +194,71 @@ def test_an_event_that_cannot_be_written_stops_its_round_trip_and_those_after_it
         publisher(stream).publish_many(events, per_round_trip=2)
     assert raised.value.reason == "too_large"
     assert [len(bodies) for bodies in stream.round_trips] == [2]
+
+
+# ── the next is encoded while the last is under way ──────────────────────────────────────────────────
+
+
+def test_a_round_trip_is_sent_in_pieces_while_the_next_is_encoded() -> None:
+    stream = FakeStream()
+    publisher(stream).publish_many(some(700), per_round_trip=300)
+    assert [trip.pieces for trip in stream.begun] == [1 + 3, 1 + 1, 1]
+    assert [len(trip.bodies) for trip in stream.begun] == [300, 300, 100]
+
+
+def test_never_are_two_round_trips_under_way() -> None:
+    """Or a break would leave a later one written and an earlier one not."""
+
+    class Watched(FakeStream):
+        def start_append(self, bodies: Sequence[bytes]) -> RoundTrip:
+            assert len(self.round_trips) == len(self.begun), "the one before has ended"
+            return super().start_append(bodies)
+
+    stream = Watched()
+    publisher(stream).publish_many(some(40), per_round_trip=9)
+    assert len(stream.begun) == 5
+
+
+def test_events_that_are_yet_to_come_keep_none_from_the_stream() -> None:
+    stream = FakeStream()
+
+    def coming() -> Iterator[Noted]:
+        for number, event in enumerate(some(10)):
+            assert sum(map(len, stream.round_trips)) == number // 4 * 4
+            yield event
+
+    publisher(stream).publish_many(coming(), per_round_trip=4)
+    assert [len(bodies) for bodies in stream.round_trips] == [4, 4, 2]
+
+
+def test_whoever_interrupts_it_does_not_wait_for_the_stream() -> None:
+    class Interrupting(Noted, type="interrupting.v1", destination="notes"):
+        def event_subject(self) -> str | None:
+            raise KeyboardInterrupt
+
+    stream = FakeStream()
+    with pytest.raises(KeyboardInterrupt):
+        publisher(stream).publish_many([*some(2), Interrupting(number=3)], per_round_trip=2)
+    assert [trip.abandoned for trip in stream.begun] == [True]
+    assert stream.round_trips == []
+
+
+def test_a_first_attempt_that_broke_is_made_again_whole() -> None:
+    stream = FakeStream([None, CUT])
+    assert publisher(stream).publish_many(some(6), per_round_trip=2) == [f"{n}-0" for n in range(6)]
+    assert [bodies == stream.round_trips[1] for bodies in stream.round_trips] == [False, True, True, False]
+
+
+def test_what_is_told_of_round_trips_under_way() -> None:
+    told: list[TelemetryEvent] = []
+    stream = FakeStream([None, CUT, CUT], refusals={0: OOM})
+    stream.key = "notes"
+    sender = Publisher(stream, "urn:test", attempts=2, sleep=lambda _: None, telemetry=Telemetry([told.append]))
+    with pytest.raises(RedisUnreachable):
+        sender.publish_many(some(6), per_round_trip=2)
+    first, second = told
+    assert isinstance(first, Published)
+    assert (first.events, first.refused, len(first.bodies)) == (1, 1, 2)
+    assert isinstance(second, PublishFailed)
+    assert (second.kind, len(second.bodies)) == ("redis_unreachable", 2)
+    assert 0 <= first.seconds < 60
