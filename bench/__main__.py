@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -32,6 +33,14 @@ CHECK_ROUNDS = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, and writes when asked; the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its server and its processes end with it
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     known = figures()
     options = _options(known, arguments)
     names = options.figures or [name for name, figure in known.items() if figure.checked or not options.check]

@@ -58,9 +58,13 @@ class Started:
         """
         peak = 0.0
         process = self._process
-        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-            peak = max(peak, _high_water_mib(process.pid))
-            time.sleep(POLL_SECONDS)
+        try:
+            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+                peak = max(peak, _high_water_mib(process.pid))
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(ended[1])
         seconds = time.monotonic() - self._began
         with self._output as output:

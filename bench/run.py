@@ -14,6 +14,8 @@ from bench.server import Server, connect
 
 T = TypeVar("T")
 
+OTHERS_ROUNDS = 3
+
 
 class Scale(StrEnum):
     """How much is measured."""
@@ -72,12 +74,19 @@ class Bench:
         """A line of progress."""
         print(text, file=sys.stderr, flush=True)
 
-    def interleaved(self, rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-        """Measures every side once per round, another one first each time; the values by side."""
-        found: dict[str, list[T]] = {name: [] for name in sides}
-        names = list(sides)
+    def interleaved(
+        self, rounds: int, sides: Mapping[str, Callable[[], T]], others: Mapping[str, Callable[[], T]] | None = None
+    ) -> dict[str, list[T]]:
+        """Measures every side once per round, another one first each time; the values by side.
+
+        Args:
+            others: are measured in the first rounds only, `OTHERS_ROUNDS` at most: no goal depends on them.
+        """
+        found: dict[str, list[T]] = {name: [] for name in (*sides, *(others or {}))}
         for number in range(rounds):
             self.say(f"  round {number + 1} of {rounds}")
+            measured = {**sides, **((others or {}) if number < OTHERS_ROUNDS else {})}
+            names = list(measured)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                found[name].append(sides[name]())
+                found[name].append(measured[name]())
         return found

@@ -46,8 +46,8 @@ class Spread:
         return Spread.of(value * factor for value in self.values)
 
     def against(self, other: Spread) -> Spread:
-        """The ratios to another thing that was measured in the same rounds."""
-        return Spread.of(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
+        """The ratios to another thing that was measured in the same rounds, and perhaps in more after them."""
+        return Spread.of(mine / theirs for mine, theirs in zip(self.values, other.values, strict=False))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -19,7 +19,7 @@ LOCK_MS = 50.0
 
 def measure(bench: Bench) -> Result:
     """Edits others with and without it, in turn."""
-    edits = RATE * bench.size(10, 4)
+    edits = RATE * bench.size(8, 4)
     groups = bench.size(100_000, 20_000)
     template = Workspace(bench.folder / "big-user-template")
     make_stores(template, generate())

@@ -23,7 +23,7 @@ def measure(bench: Bench) -> Result:
         return ran
 
     sides = others(bench, events, into_dict=True)
-    found = bench.interleaved(bench.rounds(5), {EXPERT: sides.pop(EXPERT), IMSYNC: ours, **sides})
+    found = bench.interleaved(bench.rounds(5), {EXPERT: sides.pop(EXPERT), IMSYNC: ours}, sides)
     rates = {name: Spread.of(ran.rate for ran in runs) for name, runs in found.items()}
     return Result(
         [Row("consume into a dict", Goal(AT_LEAST, 1.0), rates[IMSYNC].against(rates[EXPERT]))],

@@ -17,7 +17,7 @@ EXPERT, IMSYNC = "expert loop", "imsync"
 
 def measure(bench: Bench) -> Result:
     """Edits with each, in turn."""
-    edits = RATE * bench.size(10, 4)
+    edits = RATE * bench.size(8, 4)
     template = Workspace(bench.folder / "latency-template")
     make_stores(template, generate())
 

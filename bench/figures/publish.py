@@ -37,14 +37,14 @@ def measure(bench: Bench) -> Result:
     sides = {
         EXPERT: side(loop("expert", "publish", url, events), events),
         IMSYNC: side(loop("imsync_loop", "publish", url, events), events),
-        NAIVE: side(loop("naive", "publish", url, events // SHARE), events // SHARE),
     }
+    others = {NAIVE: side(loop("naive", "publish", url, events // SHARE), events // SHARE)}
     if python := peers():
-        sides["walrus"] = side(loop("walrus_loop", "publish", url, events, python=python), events)
-        sides["FastStream"] = side(loop("faststream_loop", "publish", url, events, python=python), -events)
+        others["walrus"] = side(loop("walrus_loop", "publish", url, events, python=python), events)
+        others["FastStream"] = side(loop("faststream_loop", "publish", url, events, python=python), -events)
     if binary := shutil.which("redis-benchmark"):
-        sides["redis-benchmark, 1 connection"] = lambda: _redis_benchmark(bench, binary, client, events)
-    found = {name: Spread.of(values) for name, values in bench.interleaved(bench.rounds(5), sides).items()}
+        others["redis-benchmark, 1 connection"] = lambda: _redis_benchmark(bench, binary, client, events)
+    found = {name: Spread.of(values) for name, values in bench.interleaved(bench.rounds(5), sides, others).items()}
     client.flushdb()
     return Result(
         [Row("publish_many", Goal(AT_LEAST, 1.5), found[IMSYNC].against(found[EXPERT]))],

@@ -49,15 +49,15 @@ def measure(bench: Bench) -> Result:
 
     sides = others(bench, events, into_dict=False)
     found = bench.interleaved(
-        bench.rounds(7),
+        bench.rounds(5),
         {
             EXPERT: sides.pop(EXPERT),
             IMSYNC: lambda: consume_group(bench, job),
             LAYOUT: layout,
             EXPERT_SHORT: lambda: expert(bench, small),
             IMSYNC_SHORT: lambda: consume_group(bench, small),
-            **sides,
         },
+        sides,
     )
     short = {EXPERT: found.pop(EXPERT_SHORT), IMSYNC: found.pop(IMSYNC_SHORT)}
     rates = {name: Spread.of(ran.rate for ran in runs) for name, runs in found.items()}
