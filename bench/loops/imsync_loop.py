@@ -129,13 +129,13 @@ def consume(
     }
 
 
-def into_dict(url: str, option: str = "", go: str | None = None) -> None:
-    """Into a dict."""
+def into_dict(url: str, _option: str = "", go: str | None = None) -> None:
+    """Into a dict, at once or when somebody says go."""
     handler = DictHandler()
     result = consume(url, handler, [User2GroupEvent], go=go)
     from bench.job import digest_of
 
-    print(json.dumps({**result, "digest": digest_of(handler.copies), "option": option}))
+    print(json.dumps({**result, "digest": digest_of(handler.copies)}))
 
 
 def layout(url: str, path: str) -> None:
