@@ -138,10 +138,10 @@ def test_files_and_folders_exist(page: Path) -> None:
 @page
 def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     lines = [*code(page), *(line for block in blocks(page) for line in block.text.splitlines())]
     for line in lines:
-        if made := re.match(r"make ([a-z]+)", line):
+        if made := re.match(r"make ([a-z-]+)", line):
             assert made[1] in targets, line
 
 

@@ -106,7 +106,7 @@ def locked(name: str) -> dict[str, tuple[Requirement, int]]:
     return pins
 
 
-@pytest.mark.parametrize("name", ["dev.lock", "runtime.lock"])
+@pytest.mark.parametrize("name", ["dev.lock", "runtime.lock", "bench.lock"])
 def test_a_lock_file_has_exact_versions_with_hashes_and_names_no_place(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
     assert not re.search(r"://|file:|--index|--extra-index|--find-links|--trusted|/home/|/root/|/opt/", text)
@@ -127,13 +127,17 @@ def test_the_demo_runs_on_the_versions_that_the_tests_ran_on() -> None:
     assert {name: pin for name, pin in locked("runtime.lock").items() if dev.get(name) != pin} == {}
 
 
-@pytest.mark.parametrize("name", ["dev.lock", "runtime.lock"])
+def test_others_are_measured_on_the_versions_that_imsync_is_measured_on() -> None:
+    bench = locked("bench.lock")
+    assert {name: pin for name, pin in locked("runtime.lock").items() if bench.get(name) != pin} == {}
+
+
+@pytest.mark.parametrize("name", ["dev.lock", "runtime.lock", "bench.lock"])
 def test_a_lock_file_satisfies_pyproject(name: str) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     declared = pyproject["project"]["dependencies"]
     declared += pyproject["project"]["optional-dependencies"]["embedded"]
-    if name == "dev.lock":
-        declared += pyproject["dependency-groups"]["dev"]
+    declared += pyproject["dependency-groups"].get(name.removesuffix(".lock"), [])
     pins = locked(name)
     for requirement in map(Requirement, declared):
         assert requirement.name in pins, f"{requirement.name}: run make lock"

@@ -1,0 +1,104 @@
+"""Edits through the user store, the outbox and the relay, and the consumer that applies them: two processes.
+
+    python -m bench.loops.live_imsync edit URL USER.DB RATE COUNT [BIG_USER]
+    python -m bench.loops.live_imsync follow URL GROUP.DB COUNT
+
+Both print the times of their commits by nickname, which every edit has its own of.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.locks import LockTimes
+from bench.loops.pacing import fields, now_us, paced
+from imsync.bus import Bus, ConsumerOptions, Counts, Outcome, Received
+from imsync.im.events import DESTINATION, IMBaseEvent, User2GroupEvent
+from imsync.im.group_store import GroupStore
+from imsync.im.relay import Relay
+from imsync.im.user_store import ProfileEdit, UserStore
+
+POLL_SECONDS = 0.001
+
+
+def relay_in_process(relay: Relay, stop: threading.Event) -> threading.Thread:
+    """Starts the relay beside the edits."""
+    return threading.Thread(target=lambda: relay.run(stop, poll_seconds=POLL_SECONDS, on_trouble=lambda *_: None))
+
+
+def wake(relay: Relay) -> None:
+    """Tells the relay that there is something to send: it polls, so it need not be told."""
+
+
+def edit(url: str, path: str, rate: str, count: str, big: str = "0") -> None:
+    """Edits at a steady rate."""
+    times: dict[str, int] = {}
+    store = UserStore(Path(path))
+    user_ids = [user_id for user_id in store.active_ids() if user_id != int(big)]
+    with Bus.from_url(url) as bus:
+        stop = threading.Event()
+        relay = Relay(store, bus.publisher(DESTINATION))
+        thread = relay_in_process(relay, stop)
+        thread.start()
+        try:
+            for number, user_id in paced(user_ids, float(rate), int(count), often=int(big) or None):
+                nick_name, image, thumb = fields(number)
+                store.edit(ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb))
+                times[nick_name] = now_us()
+                wake(relay)
+        finally:
+            stop.set()
+            thread.join()
+        relay.deliver(2**63 - 1)
+    print(json.dumps({"times": times}))
+
+
+class Timed(GroupStore):
+    """A group store that notes when it has committed what."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.times: dict[str, int] = {}
+
+    def apply(self, batch: Sequence[Received[IMBaseEvent]]) -> list[Outcome]:
+        """As the group store does it."""
+        outcomes = super().apply(batch)
+        now = now_us()
+        for received in batch:
+            if isinstance(received.event, User2GroupEvent):
+                self.times[received.event.nick_name] = now
+        return outcomes
+
+
+def follow(url: str, path: str, count: str) -> None:
+    """Applies so many events."""
+    locks = LockTimes()
+    with locks.of_connections():
+        store = Timed(Path(path))
+        with Bus.from_url(url) as bus:
+
+            def on_batch(counts: Counts) -> None:
+                if counts.events >= int(count):
+                    consumer.stop()
+
+            consumer = bus.consumer(
+                DESTINATION,
+                group="group",
+                events=store.events,
+                handler=store,
+                options=ConsumerOptions(),
+                on_batch=on_batch,
+            )
+            consumer.run()
+        store.close()
+    print(json.dumps({"times": store.times, "longest_lock_ms": locks.longest_seconds * 1000}))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"edit": edit, "follow": follow}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
