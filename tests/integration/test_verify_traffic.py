@@ -121,7 +121,7 @@ def test_drift_is_found_and_mended_among_the_traffic(world: World, server: Serve
     """Copies of users that nobody edits are broken by hand; the others flow."""
     traffic = Traffic(world, server.url)
     idle = Profile(1000, "idle", "Idle", "", "")
-    world.users.create_user(replace(idle, version=1))
+    world.users.create_user(idle)
     world.relay()
     world.consume()
     world.group_sql("INSERT INTO im_group_member VALUES (1000, 7, 'Idle', '', '', 0)")
