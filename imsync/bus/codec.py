@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
@@ -39,9 +40,10 @@ SEQUENCE_DIGITS = 19
 _ON_THE_WIRE = {"event_id": "id", "occurred_at": "time", "source": "source"}
 _SOURCE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 _SEQUENCE_FORM = f"0{SEQUENCE_DIGITS}d"
-_quoted = json.JSONEncoder().encode
 
-_id_and_time = SchemaSerializer(core_schema.tuple_schema([core_schema.uuid_schema(), core_schema.datetime_schema()]))
+_id_and_time = SchemaSerializer(
+    core_schema.tuple_schema([core_schema.uuid_schema(), core_schema.datetime_schema()])
+).to_json
 """Writes `["id","time"]`, in a third of the time that Python's own texts of both take."""
 _PAIR_BYTES = len('["017f22e2-79b0-7cc3-98c4-dc0c0c07398f","2026-02-03T04:05:06.000007Z"]')
 
@@ -70,15 +72,20 @@ def encode(event: Event, *, source: str) -> bytes:
     """
     if not event.event_type:
         raise DataError("untyped", f"{type(event).__name__} declares no event type")
+    event_id, time, members = event.event_id, event.occurred_at, b""
     try:
-        identity = _identity_of(event)
+        if type(event_id) is UUID and type(time) is datetime and time.tzinfo is UTC:  # not all events were validated
+            pair = _id_and_time((event_id, time))
+            if len(pair) == _PAIR_BYTES:  # without a fraction of the second it is shorter
+                members = b'%b"time":%b' % (pair[2:40], pair[40:-1])
         data = event.__pydantic_serializer__.to_json(event, by_alias=True)
+        members = members or identity(event_id, timestamp(time))
     except (OverflowError, PydanticSerializationError) as error:
         raise DataError("invalid", f"{type(event).__name__} has a value that JSON cannot carry") from error
     return in_envelope(
         type(event),
         event.source or source,
-        identity,
+        members,
         data,
         event.event_subject(),
         event.event_sequence(),
@@ -107,11 +114,11 @@ def in_envelope(
     """
     more = ""
     if subject is not None:
-        more = f',"subject":{_quoted(subject)}'
+        more = f',"subject":{encode_basestring_ascii(subject)}'
     if sequence is not None:
         more += f',"sequence":"{format(sequence, _SEQUENCE_FORM)}"'
     if traceparent is not None:
-        more += f',"traceparent":{_quoted(traceparent)}'
+        more += f',"traceparent":{encode_basestring_ascii(traceparent)}'
     body = b"".join((_head(event_class, source), identity, more.encode(), b',"data":', data, b"}"))
     if len(body) > MAX_BODY_BYTES:
         raise DataError("too_large", f"event of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
@@ -134,15 +141,6 @@ def timestamp(time: datetime) -> str:
         OverflowError: in UTC it is before the year 1.
     """
     return f"{time.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
-
-
-def _identity_of(event: Event) -> bytes:
-    event_id, time = event.event_id, event.occurred_at
-    if type(event_id) is UUID and type(time) is datetime and time.tzinfo is UTC:  # not all events were validated
-        pair = _id_and_time.to_json((event_id, time))
-        if len(pair) == _PAIR_BYTES:  # without a fraction of the second it is shorter
-            return b"".join((pair[2:40], b'"time":', pair[40:-1]))
-    return identity(event_id, timestamp(time))
 
 
 class _ByType:

@@ -5,9 +5,9 @@ The bytes are those of `encode(profile.event())`, whose checks and conversions t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from imsync.bus.codec import encode, identity, in_envelope, timestamp
@@ -16,8 +16,6 @@ from imsync.bus.telemetry import Telemetry
 from imsync.bus.uuid7 import uuid7s
 from imsync.im.events import DESTINATION, IMAGE_URL_MAX, NICK_NAME_MAX, UserUpdated
 from imsync.im.profile import Profile
-
-_quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Announcement(NamedTuple):
@@ -67,8 +65,8 @@ def _announcement(profile: Profile, event_id: bytes, time: str, source: str) -> 
         ):
             raise ValueError
         data = (
-            f'{{"id":{user_id},"nickName":{_quoted(nick_name)},"headImage":{_quoted(head_image)},'
-            f'"headImageThumb":{_quoted(head_image_thumb)},"destination":"{DESTINATION}"}}'
+            f'{{"id":{user_id},"nickName":{encode_basestring(nick_name)},"headImage":{encode_basestring(head_image)},'
+            f'"headImageThumb":{encode_basestring(head_image_thumb)},"destination":"{DESTINATION}"}}'
         ).encode()
     except (TypeError, ValueError):  # no update, or one that breaks a bound: the model says which
         event = profile.event()
