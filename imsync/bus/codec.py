@@ -202,7 +202,7 @@ class Decoder(Generic[E]):
         event: E
         if self._validate_lean is not None:
             try:
-                event = self._validate_lean(body, by_alias=True, by_name=False)
+                event = self._validate_lean(body)
             except ValidationError:
                 pass  # what is wrong with it is found out below
             else:

@@ -47,7 +47,9 @@ def lean_schema(event_class: type[Event]) -> CoreSchema | None:
         fields[name] = core_schema.typed_dict_field(
             validator, required=name != OPTIONAL, validation_alias=field["validation_alias"]
         )
-    members = core_schema.typed_dict_schema(fields, config=schema.get("config"), extra_behavior="ignore")
+    # what the decoder asks the other validators for by arguments, which take longer than these
+    config: Any = {**schema.get("config", {}), "validate_by_alias": True, "validate_by_name": False}
+    members = core_schema.typed_dict_schema(fields, config=config, extra_behavior="ignore")
     return core_schema.no_info_after_validator_function(_maker(event_class), members)
 
 

@@ -37,15 +37,15 @@ def read_entries(reply: Any) -> list[Entry]:
     if not reply:
         return []
     rows = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return [Entry(entry_id.decode(), _fields(flat)) for entry_id, flat in rows]
+    return [
+        # one field is what imsync writes
+        Entry(entry_id.decode(), {flat[0]: flat[1]} if flat and len(flat) == 2 else _fields(flat))
+        for entry_id, flat in rows
+    ]
 
 
 def _fields(flat: Any) -> Fields:
-    if not flat:
-        return {}
-    if len(flat) == 2:  # as imsync writes them
-        return {flat[0]: flat[1]}
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
 
 
 def parsed_entries(rows: Any) -> list[Entry]:

@@ -144,7 +144,7 @@ class ProfileProjection(SettlingStore):
             StoreMismatch: the file was replaced while in use, by one that may lack what was acknowledged.
         """
         events = [event for event, _ in batch]
-        keys = [event.event_id.bytes for event in events]
+        keys = [event.event_id.int.to_bytes(16, "big") for event in events]  # `bytes` is a property
         with self._settling() as connection:
             known = self._settlements.known(keys)
             fresh = _first_of_each(keys, events, known)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,7 @@ def is_trouble(error: sqlite3.Error) -> bool:
     return code_of(error) in _HINTS
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode(errors="replace")
+_text = partial(str, encoding="utf-8", errors="replace")
 
 
 def statements(script: str) -> Iterator[str]:

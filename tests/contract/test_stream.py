@@ -252,6 +252,35 @@ def test_a_blocking_read_wakes_up_when_an_entry_arrives(stream_backend: Backend)
     assert got == [Entry(entry_id, {b"event": b"wake up"})]
 
 
+def test_what_is_asked_for_ahead_is_the_consumers_at_once(stream: Stream) -> None:
+    stream.create_group(GROUP)
+    ids = [stream.append(b"%d" % number) for number in range(3)]
+    ahead = stream.begin_read_new(GROUP, "ann", 2, 7.0)
+    eventually(lambda: deliveries(stream) == dict.fromkeys(ids[:2], 1))
+    assert stream.read_new(GROUP, "bob", 9) == [Entry(ids[2], {b"event": b"2"})], "and other commands go on meanwhile"
+    assert ahead.entries() == [Entry(ids[0], {b"event": b"0"}), Entry(ids[1], {b"event": b"1"})]
+    assert (ahead.count, ahead.since) == (2, 7.0)
+    assert stream.begin_read_new(GROUP, "ann", 2, 7.0).entries() == []
+
+
+def test_what_is_asked_for_ahead_and_dropped_stays_pending(stream: Stream) -> None:
+    stream.create_group(GROUP)
+    ids = [stream.append(b"%d" % number) for number in range(3)]
+    ahead = stream.begin_read_new(GROUP, "ann", 2, 0.0)
+    eventually(lambda: len(deliveries(stream)) == 2)
+    ahead.drop()
+    assert ids_of(stream.read_new(GROUP, "ann", 9)) == ids[2:], "and its reply is nobody else's"
+    assert ids_of(stream.read_own(GROUP, "ann", "0", 9)) == ids
+
+
+def test_asking_ahead_a_group_that_is_not_there(stream: Stream) -> None:
+    stream.append(b"0")
+    ahead = stream.begin_read_new(GROUP, "ann", 2, 0.0)
+    with pytest.raises(GroupMissing):
+        ahead.entries()
+    assert stream.create_group(GROUP), "and the connection is as good as before"
+
+
 def test_a_blocking_read_gives_up_in_time(stream_backend: Backend) -> None:
     stream = stream_backend.stream(block_ms=60)
     stream.create_group(GROUP)

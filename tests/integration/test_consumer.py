@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -241,6 +242,36 @@ def test_stop_ends_it_after_what_it_was_given(rig: Rig) -> None:
     assert handler.numbers == [1, 2, 3, 4, 5, 6, 7, 8]
     assert rig.pending() == {}
     assert rig.stream.consumers(GROUP) == []
+
+
+@pytest.mark.parametrize("fate", ["taken over", "dropped"])
+def test_what_was_asked_for_long_ago_may_be_somebody_elses(rig: Rig, fate: str) -> None:
+    """The batch before took longer than a heartbeat: nobody told the server that the next one is being worked on."""
+    holding, released = threading.Event(), threading.Event()
+
+    def hold(numbers: list[int]) -> None:
+        holding.set()
+        assert released.wait(10)
+
+    ids = rig.publish(range(1, 7))
+    handler = Recorder(hold)
+    running = rig.start(handler, batch=3, heartbeat_ms=100, until_empty=True, retention=None)
+    assert holding.wait(10)
+    eventually(lambda: rig.pending() == {running.consumer.name: 6})
+    if fate == "taken over":
+        rig.client.set(rig.keys.alive(GROUP, "other"), json.dumps({"token": "its own"}), px=60_000)
+        assert len(rig.stream.claim(GROUP, "other", ids[3:5], 0)) == 2
+    else:  # by XGROUP DELCONSUMER: these would be skipped
+        assert rig.stream.delete_consumer(GROUP, running.consumer.name) == 6
+    asked = running.consumer._ahead
+    assert asked
+    eventually(lambda: time.monotonic() - asked.since > 0.1)
+    released.set()
+    eventually(lambda: len(handler.numbers) == (4 if fate == "taken over" else 6))
+    if fate == "taken over":
+        assert handler.numbers == [1, 2, 3, 6]
+        assert rig.stream.acknowledge(GROUP, ids[3:5]) == 2
+    running.result()
 
 
 def test_a_waiting_consumer_stops_within_its_block(rig: Rig) -> None:

@@ -1,0 +1,127 @@
+"""Lean events: what is refused and what is read is the same as with whole ones."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, PrivateAttr, model_validator
+
+from imsync.bus.codec import Decoder, encode
+from imsync.bus.event import Event, PositiveInt
+from imsync.bus.lean import LeanEvent, lean_schema
+from imsync.errors import DataError
+from imsync.im.events import User2FriendEvent, User2GroupEvent, UserDeleted, UserUpdated
+from imsync.im.simulator import INVALID_KINDS, invalid_body
+
+VIEWS = (User2GroupEvent, UserDeleted)
+WHOLE = Decoder(VIEWS, ignore=["im.user.seen.v1"])
+LEAN = Decoder(VIEWS, ignore=["im.user.seen.v1"], lean=True)
+UPDATE = UserUpdated(id=2**63 - 1, version=3, nick_name="晓明 🚀", head_image="", head_image_thumb="https://x/y")
+
+
+def read(decoder: Decoder[Any], body: bytes) -> object:
+    """All that can be told of what a decoder makes of a body."""
+    try:
+        event = decoder.decode(body)
+    except DataError as error:
+        return error.reason, error.message
+    return event and (type(event).__name__, {name: getattr(event, name) for name in FIELDS[type(event).__name__]})
+
+
+FIELDS = {view.__name__: tuple(view.model_fields) for view in VIEWS}
+
+
+def test_a_lean_event_has_the_fields_and_what_its_class_says() -> None:
+    event: Any = LEAN.decode(encode(UPDATE, source="urn:here"))
+    assert isinstance(event, LeanEvent)
+    assert (event.id, event.version, event.nick_name, event.head_image_thumb) == (
+        2**63 - 1,
+        3,
+        "晓明 🚀",
+        "https://x/y",
+    )
+    assert (event.event_id, event.occurred_at) == (UPDATE.event_id, UPDATE.occurred_at)
+    assert (event.source, event.traceparent) == ("urn:here", None)
+    assert (event.final, event.event_type, event.event_destination) == (False, "im.user.updated.v1", "user-update")
+    assert (event.event_subject(), event.event_sequence()) == (str(2**63 - 1), 3)
+    gone: Any = LEAN.decode(encode(UserDeleted(id=7, version=4), source="urn:here"))
+    assert (gone.final, gone.id, type(gone).__name__) == (True, 7, "UserDeleted")
+    assert repr(gone).startswith("UserDeleted(event_id=UUID(")
+
+
+@pytest.mark.parametrize("kind", INVALID_KINDS)
+def test_what_is_invalid_is_refused_for_the_same_reason(kind: str) -> None:
+    body = invalid_body(kind, random.Random(kind))
+    assert isinstance(read(LEAN, body), tuple)
+    assert read(LEAN, body) == read(WHOLE, body)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**64), 2**64), st.floats(), st.text(max_size=9), st.just([]), st.just({}),
+    st.sampled_from(["1.0", "im.user.updated.v1", "im.user.deleted.v1", "im.user.seen.v1", "0" * 18 + "7", "a\0b"]),
+)  # fmt: skip
+
+
+@given(
+    st.dictionaries(st.sampled_from(["specversion", "type", "source", "id", "time", "sequence", "traceparent", "x"]),
+                    VALUES, max_size=3),
+    st.dictionaries(st.sampled_from(["id", "nickName", "headImage", "headImageThumb", "destination"]), VALUES,
+                    max_size=2),
+    st.sets(st.sampled_from(["specversion", "type", "source", "id", "time", "sequence", "data"]), max_size=1),
+)  # fmt: skip
+def test_whatever_is_sent_is_read_alike(envelope: dict[str, Any], data: dict[str, Any], without: set[str]) -> None:
+    event: dict[str, Any] = json.loads(encode(UPDATE, source="urn:here"))
+    event |= envelope
+    event["data"] |= data
+    body = json.dumps({name: value for name, value in event.items() if name not in without}).encode()
+    assert read(LEAN, body) == read(WHOLE, body)
+
+
+class Checked(Event, type="test.checked.v1", destination="tests"):
+    low: PositiveInt
+    high: PositiveInt
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Checked:
+        if self.low > self.high:
+            raise ValueError("not in order")
+        return self
+
+
+class Hooked(Event, type="test.hooked.v1", destination="tests"):
+    number: PositiveInt
+
+    def model_post_init(self, context: Any, /) -> None:
+        self.__dict__["number"] = 7
+
+
+class Private(Event, type="test.private.v1", destination="tests"):
+    _seen: int = PrivateAttr(default=3)
+
+
+class Optional(Event, type="test.optional.v1", destination="tests"):
+    number: PositiveInt = Field(default=3)
+
+
+@pytest.mark.parametrize(
+    "event", [Checked(low=1, high=2), Hooked(number=1), Private(), Optional()], ids=lambda event: type(event).__name__
+)
+def test_a_class_that_is_more_than_its_fields_is_read_whole(event: Event) -> None:
+    assert lean_schema(type(event)) is None
+    assert Decoder([type(event)], lean=True).decode(encode(event, source="urn:here")) == event.model_copy(
+        update={"source": "urn:here"}
+    )
+
+
+def test_a_view_is_lean_beside_one_that_cannot_be() -> None:
+    both: Decoder[Any] = Decoder([Checked, User2FriendEvent], lean=True)
+    assert isinstance(both.decode(encode(UPDATE, source="urn:here")), LeanEvent)
+    assert isinstance(both.decode(encode(Checked(low=1, high=1), source="urn:here")), Checked)
+    bad = encode(Checked.model_construct(low=2, high=1, source="urn:here"), source="urn:here")
+    with pytest.raises(DataError):
+        both.decode(bad)
