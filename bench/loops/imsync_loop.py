@@ -11,7 +11,6 @@ pushes to the list KEY; with EVENTS it waits for more until it has taken so many
 
 from __future__ import annotations
 
-import gc
 import json
 import sqlite3
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from bench.loops.shared import UPDATE, Clock, profile_fields
 from imsync.bus import APPLIED, Bus, ConsumerOptions, Counts, Event, Outcome, Received, TelemetryEvent
+from imsync.bus.garbage import collect_rarely
 from imsync.bus.telemetry import BatchApplied
 from imsync.im.events import DESTINATION, User2GroupEvent, UserUpdated
 
@@ -111,7 +111,7 @@ def consume(
             options=ConsumerOptions(until_empty=wanted is None),
             on_batch=on_batch,
         )
-        gc.freeze()  # as `imsync consume` does
+        collect_rarely()  # as `imsync consume` does
         if go is not None:
             bus.client.blpop([go])
         began = time.monotonic()

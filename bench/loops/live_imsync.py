@@ -1,4 +1,5 @@
-"""Edits through the user store, the outbox and the relay, and the consumer that applies them: two processes.
+"""Edits through the user store, the outbox and a relay that sends each at once, and the consumer that applies them.
+Two processes:
 
     python -m bench.loops.live_imsync edit URL USER.DB RATE COUNT [BIG_USER]
     python -m bench.loops.live_imsync follow URL GROUP.DB COUNT
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from bench.locks import LockTimes
 from bench.loops.pacing import fields, now_us, paced
@@ -22,17 +23,6 @@ from imsync.im.group_store import GroupStore
 from imsync.im.relay import Relay
 from imsync.im.user_store import ProfileEdit, UserStore
 
-POLL_SECONDS = 0.001
-
-
-def relay_in_process(relay: Relay, stop: threading.Event) -> threading.Thread:
-    """Starts the relay beside the edits."""
-    return threading.Thread(target=lambda: relay.run(stop, poll_seconds=POLL_SECONDS, on_trouble=lambda *_: None))
-
-
-def wake(relay: Relay) -> None:
-    """Tells the relay that there is something to send: it polls, so it need not be told."""
-
 
 def edit(url: str, path: str, rate: str, count: str, big: str = "0") -> None:
     """Edits at a steady rate."""
@@ -40,20 +30,14 @@ def edit(url: str, path: str, rate: str, count: str, big: str = "0") -> None:
     store = UserStore(Path(path))
     user_ids = [user_id for user_id in store.active_ids() if user_id != int(big)]
     with Bus.from_url(url) as bus:
-        stop = threading.Event()
-        relay = Relay(store, bus.publisher(DESTINATION))
-        thread = relay_in_process(relay, stop)
-        thread.start()
-        try:
-            for number, user_id in paced(user_ids, float(rate), int(count), often=int(big) or None):
-                nick_name, image, thumb = fields(number)
-                store.edit(ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb))
-                times[nick_name] = now_us()
-                wake(relay)
-        finally:
-            stop.set()
-            thread.join()
-        relay.deliver(2**63 - 1)
+        relay = Relay(store, bus.publisher(DESTINATION), at_once=True)
+        for number, user_id in paced(user_ids, float(rate), int(count), often=int(big) or None):
+            nick_name, image, thumb = fields(number)
+            made = store.edit_many(
+                [ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb)]
+            )
+            times[nick_name] = now_us()
+            relay.deliver(made.last_seq)
     print(json.dumps({"times": times}))
 
 
@@ -69,8 +53,8 @@ class Timed(GroupStore):
         outcomes = super().apply(batch)
         now = now_us()
         for received in batch:
-            if isinstance(received.event, User2GroupEvent):
-                self.times[received.event.nick_name] = now
+            if not received.event.final:
+                self.times[cast(User2GroupEvent, received.event).nick_name] = now
         return outcomes
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +12,12 @@ from imsync.bench.clock import paced, watch
 from imsync.bench.place import DESTINATION, GROUP, Place
 from imsync.bench.scene import Stores
 from imsync.bus import Bus, ConsumerOptions, Counts, Endpoint, Outcome, Received
+from imsync.bus.garbage import collect_rarely
 from imsync.bus.telemetry import BatchApplied, TelemetryEvent
 from imsync.im.events import IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.group_store import GroupStore
 from imsync.im.relay import Relay
 from imsync.im.user_store import UserStore
-
-RELAY_POLL_SECONDS = 0.001
 
 
 class Watched(GroupStore):
@@ -90,47 +87,30 @@ class Library:
                 options=ConsumerOptions(until_empty=True),
                 on_batch=lambda counts: watched.done(counts.events),
             )
-            gc.freeze()  # as the command does
+            collect_rarely()  # as the command does
             with watch() as watched:
                 counts = consumer.run()
         store.close()
         return {**watched.work(counts.events), "batches": batches, "settled": counts.applied + counts.superseded}
 
     def edit(self, count: int, rate: float, seed: int, warm: int) -> Mapping[str, Any]:
-        """Makes edits, which a relay beside publishes: when which was committed."""
+        """Makes edits and publishes each at once: when which was committed."""
         profiles = scene.profiles_of(self._place.template / "user.db")
         edits = scene.edits(profiles, count=warm + count, seed=seed)
         versions = {user_id: profile.version for user_id, profile in profiles.items()}
         commits: list[tuple[int, int, float]] = []
-        users, stop = UserStore(self._stores.user), threading.Event()
-        failed: list[BaseException] = []
+        users = UserStore(self._stores.user)
         with self._bus() as bus:
-            relay = Relay(users, bus.publisher(DESTINATION))
-
-            def work() -> None:
-                try:
-                    relay.run(stop, poll_seconds=RELAY_POLL_SECONDS, on_trouble=lambda error, delay: None)
-                except BaseException as error:
-                    failed.append(error)
-
-            beside = threading.Thread(target=work, name="imsync-relay")
-            beside.start()
-            try:
-                for first, last in paced(warm, count, rate):
-                    due = edits[first:last]
-                    users.edit_many(due)
-                    now = time.monotonic()
-                    for edit in due:
-                        versions[edit.user_id] += 1
-                        commits.append((edit.user_id, versions[edit.user_id], now))
-                while relay.published < len(edits) and not failed:
-                    time.sleep(RELAY_POLL_SECONDS)
-            finally:
-                stop.set()
-                beside.join()
-                users.close()
-        if failed:
-            raise failed[0]
+            relay = Relay(users, bus.publisher(DESTINATION), at_once=True)
+            for first, last in paced(warm, count, rate):
+                due = edits[first:last]
+                made = users.edit_many(due)
+                now = time.monotonic()
+                for edit in due:
+                    versions[edit.user_id] += 1
+                    commits.append((edit.user_id, versions[edit.user_id], now))
+                relay.deliver(made.last_seq)
+        users.close()
         return {"commits": commits}
 
     def follow(self, count: int, name: str, ready: Callable[[], None]) -> Mapping[str, Any]:
@@ -145,7 +125,7 @@ class Library:
             consumer = bus.consumer(
                 DESTINATION, group=GROUP, events=store.events, handler=store, name=name, on_batch=on_batch
             )
-            gc.freeze()
+            collect_rarely()  # as the command does
             ready()
             consumer.run()
         store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -75,6 +74,7 @@ def friend(
 def _consume(
     run: Run, service: str, name: str | None, batch: int | None, max_events: int | None, until_empty: bool
 ) -> None:
+    from imsync.bus.garbage import collect_rarely
     from imsync.cli.signals import stopping
     from imsync.errors import InfrastructureError
     from imsync.im.events import DESTINATION
@@ -106,7 +106,7 @@ def _consume(
             on_batch=on_batch,
             on_trouble=on_trouble,
         )
-        gc.freeze()  # what is loaded by now stays: no use in looking at it again
+        collect_rarely()
         began = time.monotonic()
         with stopping(consumer.stop, deadline_seconds=run.settings.consumer.stop_deadline_seconds):
             counts = consumer.run()

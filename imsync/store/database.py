@@ -22,7 +22,6 @@ from imsync.store.watch import FileWatch, Identity
 
 log = logging.getLogger(__name__)
 
-CACHE_KIB = 4 * 1024
 CHECKPOINT_PAGES = 8000
 """How many pages of 4 KiB the write-ahead log grows to before it is copied into the file: a batch touches about a
 thousand, and the default would copy them after every one."""
@@ -244,7 +243,6 @@ class Database:
         if journal != "wal":
             raise self._unusable("cannot have a write-ahead log there", "put it on a local disk")
         execute("PRAGMA synchronous = FULL")
-        execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         execute("PRAGMA temp_store = MEMORY")
         execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the log, if nothing has

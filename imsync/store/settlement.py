@@ -78,6 +78,8 @@ class SettlementTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._sources: set[str] = set()  # that have tallies of their own; no tally ever goes
+        self._hour = 0  # for which old staleness was pruned
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The outcomes of those that are settled already, and perhaps of others."""
@@ -121,8 +123,8 @@ class SettlementTable:
 
     def record(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
         """Records events that are not known yet."""
-        insert_many(connection, SQL["record"], [row[:3] for row in settled])
-        self.count(connection, Counter([(source, outcome) for _, outcome, _, source in settled]))
+        insert_many(connection, SQL["record"], (row[:3] for row in settled))
+        self.count(connection, Counter((source, outcome) for _, outcome, _, source in settled))
 
     def note_copies(self, connection: sqlite3.Connection, copies: Iterable[tuple[bytes, str]]) -> None:
         """Notes further entries of events that are settled: the newest one is kept, so that an event is not forgotten
@@ -191,10 +193,14 @@ class SettlementTable:
         connection.execute(SQL["count"], (source, str(Effect.APPLIED), 0))
 
     def _countable(self, connection: sqlite3.Connection, source: str) -> str:
-        if connection.execute(SQL["is_source"], (source,)).fetchone():
+        if source in self._sources:
             return source
-        (sources,) = connection.execute(SQL["sources"]).fetchone()
-        return source if sources < MAX_SOURCES else ""
+        if not connection.execute(SQL["is_source"], (source,)).fetchone():
+            (sources,) = connection.execute(SQL["sources"]).fetchone()
+            return source if sources < MAX_SOURCES else ""
+        if len(self._sources) < MAX_SOURCES:
+            self._sources.add(source)
+        return source
 
     def tallies(self) -> dict[tuple[str, str], int]:
         """How many events were settled, by (source, outcome)."""
@@ -205,7 +211,9 @@ class SettlementTable:
         buckets = Counter(math.floor(20 * math.log10(age)) if age > 1 else 0 for age in ages_ms)
         hour = now_ms // _HOUR_MS
         connection.executemany(SQL["add_staleness"], [(hour, bucket, n) for bucket, n in buckets.items()])
-        connection.execute(SQL["prune_staleness"], (hour - _STALENESS_HOURS,))
+        if hour != self._hour:
+            connection.execute(SQL["prune_staleness"], (hour - _STALENESS_HOURS,))
+            self._hour = hour
 
     def staleness(self, hours: int = 24) -> Percentiles:
         """The percentiles over the last hours, at most 48."""

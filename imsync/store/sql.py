@@ -8,10 +8,10 @@ UPDATE …;
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,17 +34,16 @@ def load(package: str, file_name: str) -> Mapping[str, str]:
     }
 
 
-def insert_many(connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+def insert_many(connection: sqlite3.Connection, statement: str, rows: Iterable[Sequence[Any]]) -> None:
     """Executes an `INSERT … VALUES (?, …)` for each row, as `executemany` does, many rows at a time.
 
     Args:
         rows: one sequence of parameters for each row. As in one statement, none may depend on another.
     """
-    whole = len(rows) - len(rows) % ROWS_PER_STATEMENT
-    for start in range(0, whole, ROWS_PER_STATEMENT):
-        block = rows[start : start + ROWS_PER_STATEMENT]
+    rest = iter(rows)
+    while len(block := list(islice(rest, ROWS_PER_STATEMENT))) == ROWS_PER_STATEMENT:
         connection.execute(_repeated(statement), list(chain.from_iterable(block)))
-    connection.executemany(statement, rows[whole:])
+    connection.executemany(statement, block)
 
 
 @lru_cache(maxsize=64)
