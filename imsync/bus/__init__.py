@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imsync.bus.event import Event, PositiveInt, SequenceNumber
     from imsync.bus.handler import (
         BoundStore,
+        Deferring,
         Handler,
         LeanHandler,
         PrunedLog,
@@ -45,6 +46,7 @@ __all__ = [
     "ConsumerOptions",
     "Counts",
     "DeadLetter",
+    "Deferring",
     "Effect",
     "Endpoint",
     "Event",
@@ -76,6 +78,7 @@ _HOMES = {
     "event": ("Event", "PositiveInt", "SequenceNumber"),
     "handler": (
         "BoundStore",
+        "Deferring",
         "Handler",
         "LeanHandler",
         "PrunedLog",

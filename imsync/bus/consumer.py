@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from imsync.bus.attempts import Attempts
 from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
+from imsync.bus.deferred import Deferred
 from imsync.bus.entry import Entry
 from imsync.bus.event import Event
 from imsync.bus.failing import Failing
@@ -137,6 +138,7 @@ class Consumer(Generic[E]):
         self._more_waits = False  # the last look for something new found as much as there was room for
         self._failing = Failing(self._options.retry.backoff, clock, self._rng, self._log)
         self._suspicion = Suspicion(self._stream, self.group, self._attempts)
+        self._deferred = Deferred(handler, self._stop, self._log, clock)  # a killed consumer may have left something
         self._own_after: str | None = "0"  # entries that this name holds from before are drained first
         self._next_takeover = 0.0
         self._next_check = 0.0
@@ -186,7 +188,7 @@ class Consumer(Generic[E]):
         if self._stop.is_set():
             return self._ahead is None  # what it was given already is settled first
         limit = self._options.max_events
-        return self._drained or (limit is not None and self.counts.events >= limit)
+        return self._drained or (limit is not None and self.counts.events >= limit and not self._deferred)
 
     def _step(self) -> None:
         if not self._heartbeat.ensure():
@@ -201,10 +203,15 @@ class Consumer(Generic[E]):
             self._look_ahead(len(entries))
             self._process(entries)
             self._on_batch(self.counts)
+            self._deferred.look()
+        elif self._deferred:
+            self._deferred.pause()
         elif self._options.until_empty and not self._failing and not self._suspicion:
             # a consumer that was killed a moment ago still looks alive: wait until its heartbeat proves either
             self._drained = not (self._takeover.any_dead_soon(self._stop) or self._holds_more())
             self._next_takeover = 0.0
+        if not self._stop.is_set():
+            self._deferred.go_on()
 
     def _next_in_turn(self) -> list[Entry]:
         """Entries of the next source that has some: none of them starves the others."""
@@ -233,6 +240,7 @@ class Consumer(Generic[E]):
         if now >= self._next_check:
             if self._binding:
                 self._binding.check()
+            self._deferred.look()
             self._next_check = now + self._heartbeat_seconds
         self._upkeep.step()
 
@@ -323,10 +331,11 @@ class Consumer(Generic[E]):
         room = self._room()
         waiting = self._failing or self._suspicion
         if room == 0:
-            self._wait_for_retries()
+            if not self._deferred:
+                self._wait_for_retries()
             return []
         until_takeover_ms = int((self._next_takeover - self._clock()) * 1000)
-        patient = not (self._options.until_empty or until_takeover_ms < 1 or waiting)
+        patient = not (self._options.until_empty or until_takeover_ms < 1 or waiting or self._deferred)
         block_ms = min(self._options.block_ms, until_takeover_ms) if patient else None
         entries = self._stream.read_new(self.group, self.name, room, block_ms)
         self._more_waits = len(entries) == room

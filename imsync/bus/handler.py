@@ -137,3 +137,20 @@ class PrunedLog(Protocol):
             InfrastructureError: the store cannot be written.
         """
         ...
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """What a handler may offer besides: it puts off work that is too much for one transaction, and notes that in its
+    store, in the transaction of the batch. What one process has put off, any other may go on with.
+    """
+
+    def go_on(self) -> bool:
+        """Does the next short piece of what was put off, durably; whether there is more to go on with at once. Quick
+        when there is nothing.
+
+        Raises:
+            InfrastructureError: the store is in trouble; the piece comes again.
+            Exception: anything else. The consumer tells of it, and asks for the next piece.
+        """
+        ...

@@ -29,6 +29,7 @@ def apply_pending(run: Run, service: str, planned: Sequence[Planned], min_idle_m
     """
     from imsync.bus.attempts import Attempts
     from imsync.bus.codec import Decoder
+    from imsync.bus.deferred import finish
     from imsync.bus.liveness import Heartbeat
     from imsync.bus.operator import remove_consumer
     from imsync.bus.options import unique_name
@@ -61,6 +62,7 @@ def apply_pending(run: Run, service: str, planned: Sequence[Planned], min_idle_m
         for failures in replay(processor, stream, service, name, planned, min_idle_ms, options.batch):
             failed += len(failures)
             advance(min(options.batch, len(planned)))
+        finish(store)
     remove_consumer(run.bus.client, stream, keys, service, name)  # unless it holds what failed
     store.close()
     counts = processor.counts

@@ -86,6 +86,7 @@ def _group(group: GroupOverview) -> dict[str, Any]:
         "members": [_member(each) for each in view.members],
         "dead": view.dead,
         "store": str(group.store),
+        "fan_out": group.fan_out and asdict(group.fan_out),
         "staleness": group.staleness and asdict(group.staleness),
         "outcomes": group.outcomes and asdict(group.outcomes),
         "accounting": group.accounting and asdict(group.accounting),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsync.cli.render import Block, Grid, Line, milliseconds, number, seconds
+from imsync.im.wording import counted
 
 if TYPE_CHECKING:
     from imsync.bus.inspection import ConsumerView
@@ -120,7 +121,7 @@ def _who(member: ConsumerView) -> str:
 
 
 def places(overview: Overview, data_dir: Path) -> list[Block]:
-    """The outbox, the stream, and which stores are not here."""
+    """The outbox, fan-outs under way, the stream, and which stores are not here."""
     found: list[Block] = []
     if outbox := overview.outbox:
         again = f", {number(outbox.resent)} sent again after they were lost" if outbox.resent else ""
@@ -128,6 +129,11 @@ def places(overview: Overview, data_dir: Path) -> list[Block]:
         found.append(Line(f"outbox: {number(backlog.unsent)} unsent, oldest {seconds(backlog.oldest_seconds)}{again}"))
     elif overview.stores.get("user"):
         found.append(Line("outbox: unknown"))
+    for group in overview.groups:
+        if (late := group.fan_out) and late.users:
+            users = counted(late.users, "user")
+            what = f"{group.view.group}: fan-out of {users} unfinished, got on {seconds(late.seconds)} ago"
+            found.append(Line(what))
     if held := overview.retention:
         pinned = f", held up by group {held.pinned_by}" if held.pinned_by else ""
         found.append(Line(f"stream: {number(held.length)} entries, oldest {seconds(held.oldest_seconds)}{pinned}"))

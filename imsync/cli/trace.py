@@ -141,6 +141,7 @@ def _described_service(service: ServiceTrace) -> dict[str, object]:
         "version": copies.version if copies else None,
         "deleted": copies.deleted if copies else None,
         "rows": copies.rows if copies else None,
+        "fan_out": {"visited": copies.visited, "rows": copies.rows} if copies and copies.visited is not None else None,
         "overrides": copies.overrides if copies else None,
         "rows_at": [{"version": each.version, "rows": each.rows} for each in copies.at] if copies else [],
         "verdict": str(service.standing),
@@ -265,6 +266,8 @@ def _copies_lines(copies: TracedCopies, newest: int) -> Iterator[str]:
     at = [f"{first.rows:,} of {copies.rows:,} rows at {_version(first.version)}"]
     at += [f"{each.rows:,} at {_version(each.version)}" for each in rest]
     yield f"{'█' * full}{'░' * (BAR - full)} {', '.join(at)}"
+    if copies.visited is not None:
+        yield f"fan-out under way: it has come to {copies.visited:,} of {copies.rows:,} rows"
     if copies.overrides:
         rows = (
             "1 row has a name of its own" if copies.overrides == 1 else f"{copies.overrides:,} rows have their own name"

@@ -32,6 +32,7 @@ PLACES = {
     "outbox": "in the outbox",
     "undelivered": "undelivered",
     "pending": "pending",
+    "fan_out": "in an unfinished fan-out",
     "after_export": "after the export",
     "editing": "being edited",
 }
@@ -104,6 +105,9 @@ def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
         run.out.text(f"{cause} {n:,}" if n == verdict.beyond[cause] else f"{cause} {n:,}: {REMEDIES[cause]}")
     for line in _left(verdict):
         run.out.text(line)
+    for projection, n in sorted(verdict.unfinished.items()):
+        users = "1 user" if n == 1 else f"{n:,} users"
+        run.out.text(f"{projection}: fan-out of {users} unfinished: imsync consume {projection} goes on with it")
     found = "no drift" if not verdict.drift else f"{verdict.drift:,} drifted"
     users = "1 user" if verdict.users == 1 else f"{verdict.users:,} users"
     copies = "1 row" if verdict.rows == 1 else f"{verdict.rows:,} rows"

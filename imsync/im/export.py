@@ -257,12 +257,18 @@ class ExportedCopies:
 
     def _state(self, line: Mapping[str, Any]) -> CopyState:
         try:
-            numbers = self._key(line), line["version"], line["rows"], line.get("stale_rows", 0)
-            key, version, rows, stale_rows = map(operator.index, numbers)
+            numbers = (
+                self._key(line),
+                line["version"],
+                line["rows"],
+                line.get("stale_rows", 0),
+                line.get("unvisited", 0),
+            )
+            key, version, rows, stale_rows, unvisited = map(operator.index, numbers)
             content = tuple(map(str, line["content"]))
         except (KeyError, TypeError):
             raise self._not_whole() from None
-        return CopyState(key, version, bool(line.get("deleted")), content, rows, stale_rows)
+        return CopyState(key, version, bool(line.get("deleted")), content, rows, stale_rows, unvisited)
 
     def _not_whole(self) -> UsageError:
         return self._refused("is not whole", "copy it again, or make it anew with `imsync verify --export`")
@@ -286,6 +292,8 @@ def _described(projection: Copies, state: CopyState) -> dict[str, object]:
     if state.stale_rows:
         wrong = [(held, rows) for held, rows in projection.contents(state.key).items() if held != state.content]
         line |= {"stale_rows": state.stale_rows, "stale": wrong[:MOST_CONTENTS]}
+    if state.unvisited:
+        line["unvisited"] = state.unvisited
     return line
 
 

@@ -26,6 +26,26 @@ UPDATE im_group_member SET user_nick_name = ?, head_image = ? WHERE user_id = ?;
 UPDATE im_group_member SET user_nick_name = ?1, head_image = ?2
 WHERE user_id = ?3 AND (user_nick_name <> ?1 OR head_image <> ?2);
 
+-- name: count_rows
+-- Of each of these users, counted no further than so many.
+SELECT value, (SELECT count(*) FROM (SELECT 1 FROM im_group_member WHERE user_id = value LIMIT ?2)) FROM json_each(?1);
+
+-- name: look_ahead
+-- The last of the next rows of a fan-out, and how many they are.
+SELECT max(group_id), count(*) FROM (
+    SELECT group_id FROM im_group_member WHERE user_id = ? AND group_id >= ? AND group_id < ? ORDER BY group_id LIMIT ?
+);
+
+-- name: heal_between
+UPDATE im_group_member SET user_nick_name = ?1, head_image = ?2
+WHERE user_id = ?3 AND group_id >= ?4 AND group_id <= ?5 AND (user_nick_name <> ?1 OR head_image <> ?2);
+
+-- name: progress
+-- How many of a user's rows its fan-out has not come to yet, and of how many; nothing where none is under way.
+SELECT count(CASE WHEN (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped THEN 1 END), count(m.group_id)
+FROM fan_out AS fan LEFT JOIN im_group_member AS m ON m.user_id = fan.user_id
+WHERE fan.user_id = ? GROUP BY fan.user_id;
+
 -- name: join
 -- Copies from the replica in the statement that makes the row; empty until the user's first event is applied.
 INSERT INTO im_group_member (user_id, group_id, user_nick_name, head_image, remark_nick_name, quit)
@@ -44,10 +64,14 @@ INSERT INTO im_group_member (user_id, group_id, user_nick_name, head_image, rema
 SELECT user_id, ?, nick_name, head_image, ?, ? FROM user_profile_replica WHERE user_id = ?;
 
 -- name: states
+-- The last number is of the rows that differ and that a fan-out under way will come to.
 -- Of those users only that have a replica: `rows_between` tells whether rows of others are among them.
 SELECT r.user_id, r.version, r.deleted, r.nick_name, r.head_image, count(m.group_id),
-       count(CASE WHEN m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image THEN 1 END)
+       count(CASE WHEN m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image THEN 1 END),
+       count(CASE WHEN (m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image)
+                       AND (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped THEN 1 END)
 FROM user_profile_replica AS r
+LEFT JOIN fan_out AS fan ON fan.user_id = r.user_id
 LEFT JOIN im_group_member AS m ON m.user_id = r.user_id
 WHERE r.user_id > ?
 GROUP BY r.user_id ORDER BY r.user_id LIMIT ?;
@@ -59,7 +83,9 @@ SELECT count(*) FROM im_group_member WHERE user_id > ? AND user_id <= ?;
 -- Ids come from the replica and from the rows, so that a row without a replica is seen too.
 SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
        coalesce(r.head_image, ''), count(m.group_id),
-       count(CASE WHEN m.user_nick_name <> coalesce(r.nick_name, '') OR m.head_image <> coalesce(r.head_image, '') THEN 1 END)
+       count(CASE WHEN m.user_nick_name <> coalesce(r.nick_name, '') OR m.head_image <> coalesce(r.head_image, '') THEN 1 END),
+       count(CASE WHEN (m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image)
+                       AND (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped THEN 1 END)
 FROM (
     SELECT user_id FROM (
         SELECT user_id FROM user_profile_replica WHERE user_id > ?1
@@ -68,6 +94,7 @@ FROM (
     )
 ) AS ids
 LEFT JOIN user_profile_replica AS r ON r.user_id = ids.user_id
+LEFT JOIN fan_out AS fan ON fan.user_id = ids.user_id
 LEFT JOIN im_group_member AS m ON m.user_id = ids.user_id
 GROUP BY ids.user_id ORDER BY ids.user_id;
 

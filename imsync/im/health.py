@@ -38,12 +38,26 @@ class Problem:
     group: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Fan-outs that are under way in a store.
+
+    Args:
+        users: of how many users.
+        seconds: since the one that has waited for longest got on; None when there is none.
+    """
+
+    users: int
+    seconds: float | None
+
+
 def judge_group(
     view: GroupView,
     accounting: Accounting | None,
     refused: StoreMismatch | None = None,
     *,
     outcomes: Outcomes | None = None,
+    fan_out: Unfinished | None = None,
     here: bool = True,
 ) -> tuple[Problem, ...]:
     """What is wrong with the group of a service. Pure.
@@ -52,6 +66,7 @@ def judge_group(
         accounting: None where it is not known, because the store or the user store is on another host.
         refused: why its store is not the one that the group has fed.
         outcomes: how its store has settled events, where the accounting is not known.
+        fan_out: what its store has put off; None where it is not known.
         here: whether the service's store is on this host: its commands are run where it is.
     """
     group = view.group
@@ -87,6 +102,13 @@ def judge_group(
         held = counted(view.held_by_dead, "entry", "entries")
         # the dead need no patience, and what they got a moment ago is younger than what replay waits for by itself
         add("held_by_dead", f"dead consumers of {service} hold {held}", f"{replay} --min-idle 0s")
+    if fan_out and (fan_out.seconds or 0.0) > (LATE_SECONDS if view.alive else STALLED_SECONDS):
+        what = f"{service} has not finished the fan-out of {counted(fan_out.users, 'user')}"
+        if view.alive:
+            alive = counted(len(view.alive), "consumer lives", "consumers live")
+            add("fan_out", f"{what} although {alive}{_last_trouble(view)}", "look at their messages")
+        else:
+            add("fan_out", f"{what} and no consumer is alive", consume)
     if view.dead:
         letters = counted(view.dead, "dead letter", "dead letters")
         add("dead_letters", f"{service} has {letters}",

@@ -20,7 +20,8 @@ from imsync.bus.retention import Retention
 from imsync.errors import GroupMissing, ImsyncError, RedisRefused, RedisUnreachable, StoreMismatch, StoreUnusable
 from imsync.im.accounts import Accounting, Outcomes, Tallies, account
 from imsync.im.events import DESTINATION
-from imsync.im.health import Problem, is_stalled, judge_group, judge_outbox, judge_retention, judge_store
+from imsync.im.fan_out import Left
+from imsync.im.health import Problem, Unfinished, is_stalled, judge_group, judge_outbox, judge_retention, judge_store
 from imsync.im.outbox import OutboxBacklog
 from imsync.im.profile_projection import ProfileProjection
 from imsync.im.relay_lock import LOCK, PAUSE, Holder, holder
@@ -48,6 +49,7 @@ class GroupOverview:
     Args:
         accounting: None also without the user store.
         histogram: the ages of edits when they took effect, by hour.
+        fan_out: what its store has put off.
     """
 
     view: GroupView
@@ -56,6 +58,7 @@ class GroupOverview:
     accounting: Accounting | None = None
     staleness: Percentiles | None = None
     histogram: Histogram = field(default_factory=dict)
+    fan_out: Unfinished | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -133,7 +136,7 @@ def look(
     with ExitStack() as closing:
         stores = _Stores(workspace, whole, closing)
         users = stores.users()
-        groups, held, away = _ask(bus, retention, users, stores, shown)
+        groups, held, away = _ask(bus, retention, users, stores, shown, clock_ms)
         outbox = stores.asked("user", partial(_outbox, users)) if users else None
     problems = (
         *(judge_store(name, error) for name, error in stores.errors.items()),
@@ -201,11 +204,16 @@ class _Stores:
 
 
 def _ask(
-    bus: Bus, retention: Retention, users: UserStore | None, stores: _Stores, shown: Callable[[str], str]
+    bus: Bus,
+    retention: Retention,
+    users: UserStore | None,
+    stores: _Stores,
+    shown: Callable[[str], str],
+    clock_ms: Callable[[], int],
 ) -> tuple[tuple[GroupOverview, ...], RetentionView | None, ImsyncError | None]:
     """What needs Redis: the groups and the stream; or why it cannot be asked."""
     try:
-        groups = tuple(_group(bus, service, users, stores, shown) for service in PROJECTIONS)
+        groups = tuple(_group(bus, service, users, stores, shown, clock_ms) for service in PROJECTIONS)
         return groups, view_stream(bus, retention, shown), None
     except (RedisUnreachable, RedisRefused, GroupMissing) as error:
         for service in PROJECTIONS:  # which stores are here can be told all the same
@@ -215,7 +223,12 @@ def _ask(
 
 
 def _group(
-    bus: Bus, service: str, users: UserStore | None, stores: _Stores, shown: Callable[[str], str]
+    bus: Bus,
+    service: str,
+    users: UserStore | None,
+    stores: _Stores,
+    shown: Callable[[str], str],
+    clock_ms: Callable[[], int],
 ) -> GroupOverview:
     projection = stores.projection(service)
     # What was published by now is undelivered, pending or settled when the rest is looked at, in this order; what
@@ -229,17 +242,19 @@ def _group(
     if known is None:
         place = stores.place_of(service)
         return GroupOverview(view, place, problems=judge_group(view, None, here=place is not Place.ELSEWHERE))
-    tallies, staleness, histogram = known
+    tallies, staleness, histogram, put_off = known
+    since = put_off.oldest_ms
+    fan_out = Unfinished(put_off.users, None if since is None else max(0.0, (clock_ms() - since) / 1000))
     accounting = None
     if users and published is not None and at_most is not None:
         accounting = account(users.source, published, at_most, tallies, view.pending, view.lag)
     outcomes = Outcomes.of(tallies)
-    problems = judge_group(view, accounting, refused, outcomes=outcomes)
-    return GroupOverview(view, stores.place_of(service), outcomes, accounting, staleness, histogram, problems)
+    problems = judge_group(view, accounting, refused, outcomes=outcomes, fan_out=fan_out)
+    return GroupOverview(view, stores.place_of(service), outcomes, accounting, staleness, histogram, fan_out, problems)
 
 
-def _known(projection: ProfileProjection) -> tuple[Tallies, Percentiles, Histogram]:
-    return projection.tallies(), projection.staleness(), projection.staleness_by_hour()
+def _known(projection: ProfileProjection) -> tuple[Tallies, Percentiles, Histogram, Left]:
+    return projection.tallies(), projection.staleness(), projection.staleness_by_hour(), projection.put_off
 
 
 def _refused(bus: Bus, service: str, projection: ProfileProjection) -> StoreMismatch | None:

@@ -16,6 +16,8 @@ from imsync.bus.event import MAX_INT
 from imsync.bus.handler import Received
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED, Outcome
 from imsync.im.events import IMBaseEvent
+from imsync.im.fan_out import SQL as FAN_OUT_SQL
+from imsync.im.fan_out import FanOut, Left, TooManyRows
 from imsync.im.gate import newest
 from imsync.im.user_store import Profile
 from imsync.store.database import Schema, placeholders
@@ -45,7 +47,11 @@ def projection_schema(name: str, application_id: str, tables: str, group: str) -
     return Schema(
         name,
         application_id,
-        [";".join((SETTLEMENT_SQL["schema"], REPLICA_SQL["schema"], tables)), SETTLEMENT_SQL["schema_2"]],
+        [
+            ";".join((SETTLEMENT_SQL["schema"], REPLICA_SQL["schema"], tables)),
+            SETTLEMENT_SQL["schema_2"],
+            FAN_OUT_SQL["schema"],
+        ],
         remedy=f"restore it from a backup, then {rebuild}",
         catch_up=rebuild,
     )
@@ -120,6 +126,7 @@ class ProfileProjection(SettlingStore):
         settled_hours: float = SETTLED_HOURS,
     ) -> None:
         super().__init__(path, self.schema, create=create, busy_timeout_ms=busy_timeout_ms, settled_hours=settled_hours)
+        self._fan_out = FanOut(self._database, self.sql)
 
     def replica_of(self, event: IMBaseEvent) -> Replica:
         """What the event says, as this projection keeps it. Empty content for a tombstone."""
@@ -139,10 +146,18 @@ class ProfileProjection(SettlingStore):
     def apply(self, batch: Sequence[Received[IMBaseEvent]]) -> list[Outcome]:
         """Applies a batch in one transaction: newest per user, repeats and older versions change nothing.
 
+        Rows that are too many for one transaction are put off, and the store knows of it: see `go_on`.
+
         Raises:
             StoreUnusable: nothing was applied; try again.
             StoreMismatch: the file was replaced while in use, by one that may lack what was acknowledged.
         """
+        try:
+            return self._apply(batch)
+        except TooManyRows:
+            return self._apply(batch)
+
+    def _apply(self, batch: Sequence[Received[IMBaseEvent]]) -> list[Outcome]:
         events = [event for event, _ in batch]
         keys = [event.event_id.int.to_bytes(16, "big") for event in events]  # `bytes` is a property
         with self._settling() as connection:
@@ -150,20 +165,39 @@ class ProfileProjection(SettlingStore):
             fresh = _first_of_each(keys, events, known)
             winners = newest(fresh.values(), self._versions({event.id for event in fresh.values()}))
             replicas = {user_id: self.replica_of(event) for user_id, event in winners.items()}
-            self._write(connection, replicas.values())
+            late = self._write(connection, replicas.values())
             outcomes: list[Outcome] = [
                 APPLIED if winners.get(event.id) is event else SUPERSEDED if fresh.get(key) is event else DUPLICATE
                 for key, event in zip(keys, events, strict=True)
             ]
             self._record(connection, keys, batch, outcomes, known)
-            self._record_staleness(connection, [replica.occurred_ms for replica in replicas.values()])
+            visible = replicas.values() if not late else [r for r in replicas.values() if r.user_id not in late]
+            self._record_staleness(connection, [replica.occurred_ms for replica in visible])
             self._raise_alarms(connection, _doubtful(fresh.values(), winners), replicas)
         return outcomes
 
-    def _write(self, connection: sqlite3.Connection, replicas: Iterable[Replica]) -> None:
+    def _write(self, connection: sqlite3.Connection, replicas: Iterable[Replica]) -> set[int]:
+        """Writes replicas, and the rows that copy them; the ids of users whose rows are put off."""
         ordered = sorted(replicas, key=lambda replica: replica.user_id)  # as the tables are clustered
         insert_many(connection, REPLICA_SQL["write_replica"], ordered)
-        connection.executemany(self.sql["write_copies"], [(r.nick_name, r.head_image, r.user_id) for r in ordered])
+        return self._fan_out.write(connection, ordered, clock.now_ms())
+
+    def go_on(self) -> bool:
+        """Writes some of the rows that were put off, in one short transaction; whether more are left. See
+        `imsync.bus.Deferring`.
+
+        It does not raise the generation: a copy of the store from before knows itself what is left of it.
+
+        Raises:
+            StoreUnusable: nothing was changed; try again.
+        """
+        if not self._fan_out.is_due():
+            return False
+        with self._database.atomic() as connection:
+            more, ended = self._fan_out.go_on(connection, clock.now_ms())
+            if ended:
+                self._record_staleness(connection, ended)
+        return more
 
     def _raise_alarms(
         self,
@@ -214,6 +248,15 @@ class ProfileProjection(SettlingStore):
         """How many of the rows that copy a user have an override of their own, which no event touches."""
         return int(self._database.query(self.sql["overrides"], (key,))[0][0])
 
+    @property
+    def put_off(self) -> Left:
+        """How many users have rows that are still to be written by `go_on`, and since when."""
+        return self._fan_out.left
+
+    def unvisited(self, key: int) -> tuple[int, int] | None:
+        """How many of a user's rows `go_on` has not come to yet, and of how many; None when nothing is put off."""
+        return self._fan_out.unvisited(key)
+
     # ── snapshots of the source ──────────────────────────────────────────────────────────────────────
 
     def write_snapshot(self, page: Sequence[SourceState]) -> int:
@@ -235,10 +278,12 @@ class ProfileProjection(SettlingStore):
             written = [r for r in snapshot if r.replaces(known.get(r.user_id))]
             connection.executemany(REPLICA_SQL["write_snapshot"], written)
             changed = {r.user_id for r in written}
-            for replica in {**known, **{r.user_id: r for r in written}}.values():
-                copied = replica.nick_name, replica.head_image, replica.user_id
-                if connection.execute(self.sql["heal_copies"], copied).rowcount:
-                    changed.add(replica.user_id)
+            replicas = {**known, **{r.user_id: r for r in written}}
+            healed, late = self._fan_out.heal(connection, list(replicas.values()), clock.now_ms())
+        changed |= healed
+        for user_id in late - changed:
+            if (state := self.state(user_id)) and state.stale_rows:
+                changed.add(user_id)
         return len(changed)
 
     def ahead_of(self, page: Sequence[SourceState]) -> int:
@@ -303,8 +348,8 @@ def _doubtful(events: Iterable[IMBaseEvent], winners: Mapping[int, IMBaseEvent])
 
 
 def _state(row: tuple[Any, ...]) -> CopyState:
-    user_id, version, deleted, nick_name, head_image, rows, stale = row
-    return CopyState(user_id, version, bool(deleted), (nick_name, head_image), rows, stale)
+    user_id, version, deleted, nick_name, head_image, rows, stale, unvisited = row
+    return CopyState(user_id, version, bool(deleted), (nick_name, head_image), rows, stale, unvisited)
 
 
 def _as_source(p: Profile) -> SourceState:

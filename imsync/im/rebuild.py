@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from imsync.bus.bus import Bus
+from imsync.bus.deferred import finish
 from imsync.bus.handler import Received, Rejected
 from imsync.bus.inspection import GroupView, is_beyond_end, view_group
 from imsync.bus.options import ConsumerOptions
 from imsync.bus.outcome import Effect, Outcome
 from imsync.bus.stream import Stream
-from imsync.errors import InfrastructureError, UsageError
+from imsync.errors import ImsyncError, InfrastructureError, UsageError
 from imsync.im.profile_projection import ProfileProjection
 from imsync.im.relay import Relay
 from imsync.im.user_store import UserStore
@@ -57,6 +58,9 @@ class _Unbound:
     def apply(self, batch: Sequence[Received[Any]]) -> Sequence[Outcome]:
         return self._projection.apply(batch)
 
+    def go_on(self) -> bool:
+        return self._projection.go_on()
+
     def record_dead(self, dead: Sequence[Rejected]) -> None:
         self._projection.record_dead(dead)
 
@@ -85,7 +89,7 @@ def rebuild(
 
     Raises:
         UsageError: a consumer of the group is alive.
-        ImsyncError: another relay does not give way.
+        ImsyncError: another relay does not give way, or rows cannot be written.
         RedisUnreachable, RedisRefused, StoreUnusable: it was not finished.
     """
     group = projection.name
@@ -118,6 +122,9 @@ def rebuild(
         ahead += projection.ahead_of(page)
         seen, after = seen + len(page), page[-1].key
         on_users(len(page))
+    finish(projection)
+    if late := projection.put_off.users:
+        raise ImsyncError(f"the rows of {counted(late, 'user')} could not be written", "the messages say why")
     # where users are ahead, their source has lost events: the accounts must not close over that
     covered = max(0, covered) if ahead else covered
     projection.note_snapshot(position, users.source, covered, agrees=not ahead)

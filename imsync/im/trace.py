@@ -23,7 +23,7 @@ from imsync.im.outbox import RememberedEvent
 from imsync.im.user_store import Profile, UserStore
 from imsync.im.verify import state_of
 from imsync.im.wording import counted
-from imsync.store.projection import CopyState, Projection, SourceState
+from imsync.store.projection import CopyState, FanningOut, Projection, SourceState
 from imsync.store.settlement import COVERED, DEAD, LOST, key_of
 
 EVENTS = 20
@@ -114,7 +114,9 @@ class TracedCopies:
     Args:
         version: the applied version; 0 for none.
         stale_rows: rows that differ from the projection's own state of the user.
+        unvisited: how many of them a fan-out under way will come to.
         at: the rows by the version whose content they hold, most rows first.
+        visited: how many of the rows the fan-out has come to that is under way; None when none is, or nobody can tell.
         overrides: rows with an override, which no event touches; None where the store cannot tell.
         right: whether all is as the source has it.
     """
@@ -124,6 +126,8 @@ class TracedCopies:
     rows: int
     stale_rows: int
     at: tuple[RowsAt, ...]
+    visited: int | None
+    unvisited: int
     overrides: int | None
     right: bool
 
@@ -320,12 +324,14 @@ def _copies(store: Projection, source: SourceState, events: Sequence[RememberedE
     for content, number in contents.items():
         version_of = versions.get(content)
         rows[version_of] = rows.get(version_of, 0) + number
+    progress = store.unvisited(source.key) if isinstance(store, FanningOut) else None
+    visited = None if progress is None else progress[1] - progress[0]
     right = difference(source, state, store.expected(source)) is None
     at = sorted(rows.items(), key=lambda each: (-each[1], -(each[0] or 0)))
     overrides = store.overrides(source.key) if isinstance(store, Overridable) else None
     return TracedCopies(
         state.version, state.deleted, sum(contents.values()), state.stale_rows, tuple(RowsAt(*each) for each in at),
-        overrides, right,
+        visited, state.unvisited, overrides, right,
     )  # fmt: skip
 
 
@@ -351,6 +357,11 @@ def _judged(found: ServiceTrace, source: SourceState, newest: TracedEvent | None
         what = f"{name} has version {copies.version}, newer than the source: was user.db restored from a backup?"
         return Standing.WRONG, what, "imsync verify"
     version = f"version {source.version}"
+    if copies.visited is not None and copies.version == source.version and copies.unvisited == copies.stale_rows > 0:
+        what = f"the fan-out of {version} in {name} has come to {copies.visited:,} of {copies.rows:,} rows"
+        if found.alive == 0:
+            return Standing.WRONG, f"{what}, and no consumer is alive", f"imsync consume {name}"
+        return Standing.ON_ITS_WAY, what, ""
     if copies.version == source.version:
         wrong = sum(each.rows for each in copies.at if each.version != source.version)
         rows = f"1 row of {name} differs" if wrong == 1 else f"{wrong:,} rows of {name} differ"

@@ -76,6 +76,7 @@ class Verdict:
         rows: rows in the projections that copy a compared user.
         ways: differences that an event on its way explains, by where it is.
         held_by: of these, the pending ones by (projection, consumer).
+        unfinished: of these, those whose fan-out is under way, by projection.
         causes: the drift by cause.
         mends: the drift by (projection, what mends it).
         beyond: of the drift, what no touch helps with, by cause.
@@ -86,6 +87,7 @@ class Verdict:
     rows: int = 0
     ways: Counter[str] = field(default_factory=Counter)
     held_by: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unfinished: Counter[str] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)
     mends: Counter[tuple[str, Mend]] = field(default_factory=Counter)
     beyond: Counter[str] = field(default_factory=Counter)
@@ -265,6 +267,9 @@ class _Side:
             kind = self._difference(source, copy)
             if kind is None:
                 continue
+            if kind is Difference.ROWS and copy is not None and copy.unvisited == copy.stale_rows:
+                self._is_on_its_way(key, Whereabouts(Place.FAN_OUT))
+                continue
             evidence = _evidence(event, whereabouts, settled)
             if source is not None and kind in (Difference.ABSENT, Difference.BEHIND):
                 if event is not None and event.version > source.version:
@@ -322,6 +327,8 @@ class _Side:
 
     def _is_on_its_way(self, key: int, way: Whereabouts) -> None:
         self._verdict.ways[way.place] += 1
+        if way.place is Place.FAN_OUT:
+            self._verdict.unfinished[self._projection.name] += 1
         if way.place is Place.PENDING:
             self._verdict.held_by[self._projection.name, way.holder] += 1
         self._on_way(key, self._projection.name)

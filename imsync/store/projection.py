@@ -42,6 +42,7 @@ class CopyState:
         content: the copied fields, in the projection's own order.
         rows: how many rows copy this key.
         stale_rows: how many of them differ from `content`.
+        unvisited: how many of the stale rows a fan-out under way has not come to yet: it will make them right.
     """
 
     key: int
@@ -50,6 +51,7 @@ class CopyState:
     content: tuple[str, ...]
     rows: int
     stale_rows: int
+    unvisited: int = 0
 
 
 class Copies(Protocol):
@@ -137,4 +139,15 @@ class Versioned(Protocol):
 
     def applied(self, key: int, /) -> tuple[int, bool]:
         """The applied version of a key, 0 for none, and whether it is deleted."""
+        ...
+
+
+@runtime_checkable
+class FanningOut(Protocol):
+    """What a projection may offer besides, when it puts off the rows of a key that has very many
+    (`imsync.bus.Deferring`): how far it has come.
+    """
+
+    def unvisited(self, key: int, /) -> tuple[int, int] | None:
+        """How many of a key's rows are still to be visited, and of how many; None when nothing is put off."""
         ...

@@ -250,7 +250,7 @@ class Memory:
             case "XADD", (key, "*", *pairs):
                 return self.xadd(key, dict(zip(pairs[::2], pairs[1::2], strict=True)))
             case "ZADD", (key, *flags, score, member):
-                return self.zadd(key, {member: score}, gt="GT" in flags, xx="XX" in flags)
+                return self.zadd(key, {member: float(score)}, gt="GT" in flags, xx="XX" in flags)
             case "XACK", (key, group, *ids):
                 return self.xack(key, group, *ids)
             case "XTRIM", (key, "MINID", *more):

@@ -14,13 +14,14 @@ from imsync.bus.attempts import Attempts
 from imsync.bus.binding import Binding
 from imsync.bus.connection import translated
 from imsync.bus.consumer import Consumer
+from imsync.bus.deferred import Deferred
 from imsync.bus.outcome import Retry
 from imsync.bus.processor import Processor
 from imsync.bus.retention import NO_LIMIT, Floor
 from imsync.bus.stream import Stream
 from imsync.bus.takeover import TakeOver
 from imsync.errors import ImsyncError
-from imsync.im import friend_store, group_store, profile_projection
+from imsync.im import fan_out, friend_store, group_store, profile_projection
 from imsync.im.loss import LossCheck
 from imsync.im.profile_projection import ProfileProjection
 from imsync.im.relay import Relay
@@ -118,6 +119,54 @@ def join_without_replica() -> Iterator[None]:
         replaced(group_store.SQL, "join", by_user, "0 * " + by_user),
         replaced(friend_store.SQL, "join", by_user, "0 * " + by_user),
     ):
+        yield
+
+
+@planted("a fan-out forgets its job", "copies_differ")
+def fan_out_forgotten() -> Iterator[None]:
+    with replaced(fan_out.SQL, "put_off", "VALUES (?1, ?2, ?2, 0, ?3, ?4)", "SELECT ?1, ?2, ?2, 0, ?3, ?4 WHERE 0"):
+        yield
+
+
+@planted("a newer version during a fan-out leaves the head stale", "copies_differ")
+def head_left_stale() -> Iterator[None]:
+    with replaced(fan_out.SQL, "put_off", "UPDATE SET until = position, wrapped = 0, ", "UPDATE SET "):
+        yield
+
+
+@planted("a fan-out moves on without its rows", "copies_differ")
+def rows_in_a_transaction_of_their_own() -> Iterator[None]:
+    """The place is committed first, and a crash in between loses the rows."""
+    go_on = ProfileProjection.go_on
+
+    def apart(self: Any) -> bool:
+        later: list[Any] = []
+
+        class First:
+            def __init__(self, connection: Any) -> None:
+                self._connection = connection
+
+            def execute(self, statement: str, parameters: Any = ()) -> Any:
+                if statement == self_sql["heal_between"]:
+                    return later.append(parameters)
+                return self._connection.execute(statement, parameters)
+
+        self_sql = self.sql
+        original = self._fan_out.go_on
+        with patch.object(self._fan_out, "go_on", lambda connection, now_ms: original(First(connection), now_ms)):
+            more = go_on(self)
+        for parameters in later:
+            with self._database.atomic() as connection:
+                connection.execute(self.sql["heal_between"], parameters)
+        return more
+
+    with patch.object(ProfileProjection, "go_on", apart):
+        yield
+
+
+@planted("what a killed consumer has put off is nobody's", "no_progress", "copies_differ")
+def nothing_gone_on_with() -> Iterator[None]:
+    with patch.object(Deferred, "look", lambda self: None):
         yield
 
 

@@ -20,6 +20,7 @@ from tests.faults.subjects import SETTLED_HOURS, USERS
 if TYPE_CHECKING:
     from tests.faults.histories import World
 
+FIRST = -(2**63)
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 3
 
@@ -50,6 +51,16 @@ def event_key(body: bytes | None) -> bytes | None:
         return None
 
 
+def _comes_to(fan_out: tuple[int, int, bool] | None, place: int) -> bool:
+    """Whether a fan-out will still visit a row: it goes from its position to the end, and then, if a newer version
+    found it there, from the beginning to where that was.
+    """
+    if fan_out is None:
+        return False
+    position, until, wrapped = fan_out
+    return position <= place < until if wrapped else place >= position or place < until
+
+
 class Promises:
     """What was seen of a history's world so far, against which each look at it is held."""
 
@@ -68,6 +79,10 @@ class Promises:
         self._acknowledged_read = 0
         self._acknowledged: set[str] = set()
         self._letters: set[tuple[str, bytes]] = set()
+        self.unvisited = 0
+        """How many rows fan-outs had not come to at the last look."""
+        self.overtaken = 0
+        """How many fan-outs newer versions had found under way then."""
 
     def close(self) -> None:
         self._copies.close()
@@ -108,13 +123,28 @@ class Promises:
                 right = state and (world.kind.content(state), state.deleted) == ((nick, image), bool(deleted))
                 holds("effect_without_edit", bool(right), f"{told}: {nick!r} {image!r} {deleted}, accepted: {state}")
 
+    def unfinished(self) -> set[int]:
+        """The users whose fan-out is under way."""
+        if not self._world.kind.rows:
+            return set()
+        return {user for (user,) in self._copies.execute("SELECT user_id FROM fan_out")}
+
     def _check_copies(self) -> None:
         rows = self._world.kind.rows
-        (differing,) = self._copies.execute(
-            f"SELECT count(*) FROM ({rows}) AS copy LEFT JOIN user_profile_replica AS r USING (user_id) "
+        under_way = {
+            user: (position, until, bool(wrapped))
+            for user, position, until, wrapped in self._copies.execute(
+                "SELECT user_id, position, until, wrapped FROM fan_out"
+            )
+        }
+        differing = self._copies.execute(
+            f"SELECT user_id, place FROM ({rows}) AS copy LEFT JOIN user_profile_replica AS r USING (user_id) "
             "WHERE copy.nick <> coalesce(r.nick_name, '') OR copy.image <> coalesce(r.head_image, '')"
-        ).fetchone()
-        holds("copies_differ", differing == 0, f"{differing} rows are not what the replica says")
+        ).fetchall()
+        wrong = [(user, place) for user, place in differing if not _comes_to(under_way.get(user), place)]
+        self.unvisited = len(differing)
+        self.overtaken = sum(until > FIRST for _, until, _ in under_way.values())
+        holds("copies_differ", not wrong, f"{wrong} are not what the replica says, and no fan-out comes to them")
         remarks = {row[:2]: row[2] for row in self._copies.execute(f"SELECT user_id, place, remark FROM ({rows})")}
         holds("override_touched", remarks == self._world.remarks, f"{remarks}, not {self._world.remarks}")
 
@@ -218,6 +248,7 @@ class Promises:
         published = [row[0] for row in self._users.execute("SELECT event_key FROM test_published")]
         holds("outbox_left", self._world.users.backlog().unsent == 0)
         if self._world.kind.rows:
+            holds("copies_differ", not self.unfinished(), f"the fan-outs of {self.unfinished()} never end")
             self._check_converged()
         else:
             missing = set(published) - self._keys - self._world.missed

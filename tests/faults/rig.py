@@ -386,6 +386,8 @@ class World:
             delivered = groups[service]["last-delivered-id"].decode()
             if newest and parts(newest[0][0].decode()) > parts(delivered):
                 return f"undelivered entries after {delivered} in group {service}"
+            if late := rows(self.stores / f"{service}.db", "SELECT user_id FROM fan_out"):
+                return f"fan-outs of {late} in group {service}"
         return ""
 
     def evidence(self) -> Evidence:

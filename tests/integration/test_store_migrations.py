@@ -43,7 +43,7 @@ def test_a_store_of_version_1_is_migrated_and_keeps_everything(kind: Kind, path:
     event = update(1, 4)
     old_store(kind, path, store_id="11111111-2222-4333-8444-555555555555", settled=event)
     with closing(kind.make(path)) as store:
-        assert sql(path, "PRAGMA user_version") == [(2,)]
+        assert sql(path, "PRAGMA user_version") == [(3,)]
         assert store.store_id == "11111111-2222-4333-8444-555555555555"
         assert store.generation == 1  # it was fed
         assert store.position == "0-0"
@@ -135,10 +135,10 @@ def test_who_opens_an_old_store_at_once_agrees_on_what_it_is(kind: Kind, path: P
 def test_a_store_that_a_newer_imsync_migrates_meanwhile_is_left_alone(kind: Kind, path: Path) -> None:
     with closing(kind.make(path, create=True)) as store:
         deliver(kind, store, update(1, 1))
-        sql(path, "PRAGMA user_version = 3")
+        sql(path, "PRAGMA user_version = 4")
         for _ in range(2):
-            with pytest.raises(StoreUnusable, match="schema version 3") as raised:
+            with pytest.raises(StoreUnusable, match="schema version 4") as raised:
                 deliver(kind, store, update(1, 2))
             assert raised.value.hint == "upgrade imsync"
-        sql(path, "PRAGMA user_version = 2")
+        sql(path, "PRAGMA user_version = 3")
         assert deliver(kind, store, update(1, 2)) == [APPLIED]

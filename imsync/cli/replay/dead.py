@@ -126,7 +126,7 @@ def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> Result
         run.out.progress("redriving", sum(map(len, plans.values()))) as advance,
     ):
         for service, planned in plans.items():
-            for done in _redriven(run, service, planned, batch):
+            for done in _redriven(run, service, planned, batch, stop):
                 results |= {(service, each.id): each for each in done}
                 advance(len(done))
                 if rate is not None and len(results) < sum(map(len, plans.values())):
@@ -137,8 +137,11 @@ def _redrive(run: Run, plans: Planned, batch: int, rate: float | None) -> Result
     return results
 
 
-def _redriven(run: Run, service: str, planned: list[PlannedLetter], batch: int) -> Iterator[list[Redriven]]:
+def _redriven(
+    run: Run, service: str, planned: list[PlannedLetter], batch: int, stop: threading.Event
+) -> Iterator[list[Redriven]]:
     from imsync.bus.codec import Decoder
+    from imsync.bus.deferred import finish
     from imsync.bus.redrive import Redrive
     from imsync.im.events import DESTINATION
     from imsync.im.redrive import batches
@@ -150,6 +153,7 @@ def _redriven(run: Run, service: str, planned: list[PlannedLetter], batch: int) 
         redrive = Redrive(letters, decoder=Decoder(store.events), handler=store, binding=binding)
         for ids in batches(planned, batch):
             yield redrive.run(ids)
+        finish(store, stop)
 
 
 def _outcome(redriven: Redriven) -> str:

@@ -223,6 +223,7 @@ def _batch(run: Run) -> int:
 
 def _apply(run: Run, work: list[_Planned], part: Part) -> Counter[str]:
     """Applies the part for each group. A signal ends it after the batch at hand."""
+    from imsync.bus.deferred import finish
     from imsync.cli.signals import stopping
     from imsync.im import reapplying
     from imsync.im.events import DESTINATION
@@ -244,6 +245,7 @@ def _apply(run: Run, work: list[_Planned], part: Part) -> Counter[str]:
                     if stop.is_set():
                         run.out.note("stopped: run it again, what is done is a repeat then")
                         return totals
+                finish(store, stop)
     return totals
 
 
