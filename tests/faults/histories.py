@@ -47,6 +47,7 @@ from tests.faults.promises import MAX_ATTEMPTS, MAX_DEATHS, Promises, event_key,
 from tests.faults.subjects import (
     BY_THE_EVENT,
     CONTAINERS,
+    MANY,
     SETTLED_HOURS,
     USERS,
     Crash,
@@ -245,7 +246,7 @@ class World:
         self.failures: Counter[str] = Counter()
         self.deadly: set[bytes] = set()
         self.crashes = 0
-        self.remarks: dict[tuple[int, int], str] = {}
+        self.remarks: dict[tuple[int, int], str] = {(USERS[0], each): "" for each in MANY} if kind.rows else {}
         self.poison: set[bytes] = set()
         self._harm: Harm | None = None
         self._seams_left = 0
@@ -261,7 +262,7 @@ class World:
         clock = SimpleNamespace(now_ms=lambda: self.now_ms)
         self._patches.enter_context(patch.object(settling, "clock", clock))
         self._patches.enter_context(
-            patch.object(consumer_module, "Decoder", lambda e, i: decoder_of(tuple(e), tuple(i)))
+            patch.object(consumer_module, "Decoder", lambda e, i, lean: decoder_of(tuple(e), tuple(i), lean))
         )
         # everybody in two groups is in very many
         self._patches.enter_context(patch.multiple(fan_out, FAN_OUT_ROWS=1, PIECE_ROWS=1))

@@ -16,8 +16,8 @@ from imsync.bus.codec import Decoder
 from imsync.bus.handler import Received
 from imsync.bus.outcome import Outcome
 from imsync.im.events import IMBaseEvent, User2GroupEvent, UserDeleted
-from imsync.im.friend_store import FriendStore
-from imsync.im.group_store import GroupStore
+from imsync.im.friend_store import FriendStore, Friendship
+from imsync.im.group_store import GroupStore, Member
 from imsync.im.user_store import Profile, UserStore
 from imsync.store.inbox import Inbox
 from imsync.store.settlement import DEAD
@@ -25,6 +25,8 @@ from imsync.store.settlement import DEAD
 USERS = (1, 2, 3, 4)
 """The last one is created only by a history."""
 CONTAINERS = (10, 11, 12)
+MANY = (1, 2, 3, 20, 21)
+"""What the first user is in from the beginning, so that its fan-out takes some turns."""
 """Groups, or the people who have friends."""
 FIELDS = ("nick_name", "head_image", "thumb")
 SETTLED_HOURS = 72.0
@@ -232,9 +234,9 @@ def templates() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
         path = folder / f"{kind.name}.db"
         with closing(kind.make(path, create=True)) as store:
             if isinstance(store, GroupStore):
-                store.bootstrap(profiles, [], [], source=source)
+                store.bootstrap(profiles, [], [Member(each, USERS[0]) for each in MANY], source=source)
             elif isinstance(store, FriendStore):
-                store.bootstrap(profiles, [], source=source)
+                store.bootstrap(profiles, [Friendship(each, USERS[0]) for each in MANY], source=source)
         with closing(sqlite3.connect(path)) as connection:
             if kind is not INBOX:
                 connection.executescript(EFFECTS)
@@ -245,6 +247,8 @@ def templates() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
 
 
 @lru_cache
-def decoder_of(events: Sequence[type[IMBaseEvent]], ignore: Sequence[str] = ()) -> Decoder[IMBaseEvent]:
+def decoder_of(
+    events: Sequence[type[IMBaseEvent]], ignore: Sequence[str] = (), lean: bool = False
+) -> Decoder[IMBaseEvent]:
     """Decoders have no state, and compiling one takes as long as a step."""
-    return Decoder(events, ignore)
+    return Decoder(events, ignore, lean=lean)
