@@ -16,7 +16,7 @@ from imsync.bus.codec import Decoder
 from imsync.bus.handler import Received
 from imsync.bus.outcome import Outcome
 from imsync.im.events import IMBaseEvent, User2GroupEvent, UserDeleted
-from imsync.im.friend_store import FriendStore, Friendship
+from imsync.im.friend_store import Friendship, FriendStore
 from imsync.im.group_store import GroupStore, Member
 from imsync.im.user_store import Profile, UserStore
 from imsync.store.inbox import Inbox
