@@ -8,6 +8,7 @@ from collections.abc import Callable
 from threading import Event as Flag
 
 from imsync.bus.handler import Deferring
+from imsync.bus.outcome import Retry
 from imsync.errors import InfrastructureError, StoreMismatch
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ class Deferred:
         except Exception as error:
             # the handler turns to another piece; one that fails at whatever it does is asked again later
             self._left, self._failed = not self._failed, True
-            self._log.exception("what was put off failed, and stays: %s", type(error).__name__)
+            cause = Retry.after(error)
+            self._log.error("what was put off failed, and will be tried again: %s (%s)", cause.error, cause.where)
+            self._log.debug("what was put off failed", exc_info=True)
         self._pause = min(self._clock() - began, LONGEST_PAUSE_SECONDS)
 
     def pause(self) -> None:
