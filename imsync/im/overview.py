@@ -58,8 +58,8 @@ class GroupOverview:
     accounting: Accounting | None = None
     staleness: Percentiles | None = None
     histogram: Histogram = field(default_factory=dict)
-    fan_out: Unfinished | None = None
     problems: tuple[Problem, ...] = ()
+    fan_out: Unfinished | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ def _group(
         accounting = account(users.source, published, at_most, tallies, view.pending, view.lag)
     outcomes = Outcomes.of(tallies)
     problems = judge_group(view, accounting, refused, outcomes=outcomes, fan_out=fan_out)
-    return GroupOverview(view, stores.place_of(service), outcomes, accounting, staleness, histogram, fan_out, problems)
+    return GroupOverview(view, stores.place_of(service), outcomes, accounting, staleness, histogram, problems, fan_out)
 
 
 def _known(projection: ProfileProjection) -> tuple[Tallies, Percentiles, Histogram, Left]:

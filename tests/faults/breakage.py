@@ -302,6 +302,7 @@ def downgrade_projection(path: Path) -> None:
     """As the first imsync left it, before stores had an identity."""
     execute(
         path,
+        "DROP TABLE fan_out",
         "DELETE FROM meta WHERE key IN ('store_id', 'generation', 'position', 'position_source')",
         "PRAGMA user_version = 1",
     )

@@ -380,8 +380,8 @@ def test_not_a_database(service: Service, content: bytes) -> None:
 
 def test_a_newer_schema(service: Service) -> None:
     sql(service.path, "PRAGMA user_version = 99")
-    service.assert_waits(range(5, 25), "schema version 99, this imsync knows 2", "upgrade imsync", readable=True)
-    sql(service.path, "PRAGMA user_version = 2")
+    service.assert_waits(range(5, 25), "schema version 99, this imsync knows 3", "upgrade imsync", readable=True)
+    sql(service.path, "PRAGMA user_version = 3")
     service.assert_at_rest()
 
 
@@ -398,7 +398,7 @@ def test_an_older_schema_is_migrated(server: Server, path: Path) -> None:
         service.start()
         service.publish(range(1, 11))
         service.assert_at_rest()
-        assert sql(path, "PRAGMA user_version") == [(2,)]
+        assert sql(path, "PRAGMA user_version") == [(3,)]
 
 
 # ── another file, or none ────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -119,6 +120,29 @@ def test_kill_9_in_the_middle_of_a_migration_leaves_the_old_store(
     with closing(kind.make(path)) as store:
         assert store.generation == 1
         assert deliver(kind, store, event) == [DUPLICATE]
+
+
+def test_a_store_of_version_2_is_migrated_and_keeps_everything(kind: Kind, path: Path) -> None:
+    event = update(1, 4)
+    schema = kind.make.schema
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        for script in schema.migrations[:2]:
+            connection.executescript(script)
+        connection.execute(f"PRAGMA application_id = {schema.magic}")
+        connection.execute("PRAGMA user_version = 2")
+        connection.execute("UPDATE meta SET value = 41 WHERE key = 'generation'")
+        connection.execute("INSERT INTO settled VALUES (?, 'applied', '5-0')", (event.event_id.bytes,))
+        connection.execute("INSERT INTO user_profile_replica VALUES (1, 4, 'name 4', 'picture', 0, 0)")
+        connection.execute(f"INSERT INTO {kind.table} ({kind.columns}) VALUES (1, 10, 'name 4', 'picture', 'mine')")
+        connection.commit()
+        ((store_id,),) = connection.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchall()
+    with closing(kind.make(path)) as store:
+        assert sql(path, "PRAGMA user_version") == [(3,)]
+        assert (store.store_id, store.generation, store.put_off.users) == (store_id, 41, 0)
+        assert kind.rows(store) == [(1, 10, "name 4", "picture", "mine")]
+        assert deliver(kind, store, event, update(1, 5)) == [DUPLICATE, APPLIED]
+        assert not store.go_on()
 
 
 def test_who_opens_an_old_store_at_once_agrees_on_what_it_is(kind: Kind, path: Path) -> None:
