@@ -98,7 +98,7 @@ class BoundStore(Protocol):
 
     @property
     def generation(self) -> int:
-        """How many transactions were committed to the store, by whichever process. Reads the store.
+        """How many transactions that settle something were committed, by whichever process. Reads the store.
 
         Raises:
             InfrastructureError: the store cannot be read.

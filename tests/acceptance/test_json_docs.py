@@ -276,6 +276,8 @@ def everything(folder: Path, patch: pytest.MonkeyPatch) -> Printed:
     run("publish user-update", "--user", str(user), "--nick-name", "waits")
     run("trace", str(user), codes=(4,))
     patch.delenv("IMSYNC_URL")
+    with contextlib.closing(sqlite3.connect(folder / "data" / "group.db")) as store, store:  # as in very many groups
+        store.execute("INSERT INTO fan_out VALUES (?, 0, 0, 0, 0, 0)", (user,))
     run("trace", str(user))
     run("status")
     with copying(folder / "data" / "group.db"):
