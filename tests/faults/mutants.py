@@ -7,17 +7,30 @@ come to nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from imsync.bus import binding, connection, consumer, processor, publisher, retry, stream, suspicion, takeover, upkeep
+from imsync.bus import (
+    binding,
+    connection,
+    consumer,
+    deferred,
+    processor,
+    publisher,
+    retry,
+    stream,
+    suspicion,
+    takeover,
+    upkeep,
+)
 from imsync.bus.attempts import Attempts
 from imsync.bus.outcome import Retry
 from imsync.errors import DataError, InfrastructureError, RedisUnreachable
-from imsync.im import group_store, profile_projection, relay, user_store
+from imsync.im import fan_out, group_store, profile_projection, relay, user_store
 from imsync.store import settlement, settling
 
 
@@ -89,6 +102,14 @@ def _counts_infrastructure(original: Any) -> Any:
             return [Retry(str(error)) for _ in received]
 
     return apply
+
+
+def _after_batches_only(original: Any) -> Any:
+    def look(self: Any) -> None:
+        if sys._getframe(1).f_code.co_name == "_step":
+            original(self)
+
+    return look
 
 
 def _retries_bad_data(original: Any) -> Any:
@@ -462,6 +483,26 @@ MUTANTS: dict[str, Mutant] = {
         "two relays",
         ("published_twice",),
         ((relay.Relay, "_lock", _instead(_always_free)),),
+    ),
+    "fan-out forgets its job": Mutant(
+        "edited again and again in many groups",
+        ("copies_differ",),
+        ((fan_out.SQL, "put_off", _with("VALUES (?1, ?2, ?2, 0, ?3, ?4)", "SELECT ?1, ?2, ?2, 0, ?3, ?4 WHERE 0")),),
+    ),
+    "newer version leaves the head of a fan-out stale": Mutant(
+        "edited again and again in many groups",
+        ("copies_differ",),
+        ((fan_out.SQL, "put_off", _with("SET until = position, wrapped = 0, ", "SET ")),),
+    ),
+    "fan-out of the dead left to nobody": Mutant(
+        "consumer dies in a fan-out",
+        ("no_progress",),
+        ((deferred.Deferred, "look", _after_batches_only),),
+    ),
+    "few rows are many": Mutant(
+        "",
+        (),
+        ((fan_out, "FAN_OUT_ROWS", _instead(3)), (fan_out, "PIECE_ROWS", _instead(2))),
     ),
     "quick upkeep": Mutant(
         "",

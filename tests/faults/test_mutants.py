@@ -15,7 +15,7 @@ from imsync.bus import Backoff, RetryPolicy
 from imsync.errors import StoreUnusable
 from imsync.im.events import UserUpdated
 from tests.faults.checker import NAMES
-from tests.faults.evidence import DEAD, STREAM, load_group
+from tests.faults.evidence import DEAD, STREAM, load_group, rows
 from tests.faults.mutants import MUTANTS
 from tests.faults.rig import MakeWorld, World
 from tests.faults.steps import At
@@ -331,6 +331,37 @@ def two_relays(world: World) -> int:
     return slow.steps["after_send"]
 
 
+def in_most_groups(world: World) -> int:
+    """Who has the most rows."""
+    most = "SELECT user_id FROM im_group_member GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1"
+    ((user,),) = rows(world.stores / "group.db", most)
+    return int(user)
+
+
+def edited_again_and_again_in_many_groups(world: World) -> int:
+    world.services = ("group",)
+    user = in_most_groups(world)
+    for _ in range(6):
+        world.edit_users([user])
+    world.publish()
+    world.consumer("group", options={"batch": 1})
+    world.settle()
+    return 6
+
+
+def consumer_dies_in_a_fan_out(world: World) -> int:
+    world.services = ("group",)
+    world.edit_users([in_most_groups(world)])
+    world.publish()
+    worker = world.consumer(at=[At("before_commit", "die", nth=3, inside="go_on")])
+    worker.reach("before_commit")
+    assert worker.wait() == -9
+    ((left,),) = rows(world.stores / "group.db", "SELECT count(*) FROM fan_out")
+    world.heal()
+    world.settle()
+    return int(left)
+
+
 SCENARIOS = {
     "plain": Scenario(plain, ("published_twice", "published_out_of_order")),
     "consumer dies before commit": Scenario(consumer_dies_before_commit),
@@ -355,6 +386,10 @@ SCENARIOS = {
     "relay dies before it sends": Scenario(relay_dies_before_it_sends),
     "connection cut while publishing": Scenario(connection_cut_while_publishing),
     "two relays": Scenario(two_relays, ("published_twice",)),
+    "edited again and again in many groups": Scenario(
+        edited_again_and_again_in_many_groups, settings=("few rows are many",)
+    ),
+    "consumer dies in a fan-out": Scenario(consumer_dies_in_a_fan_out, settings=("few rows are many",)),
 }
 
 BUGS = {name: mutant for name, mutant in MUTANTS.items() if mutant.caught_by}

@@ -257,6 +257,7 @@ class ConsumerJob:
         failpoints = context.failpoints
         store = Workspace(self.data_dir, self.busy_timeout_ms).projection(self.service)
         failpoints.around(store, "apply", "before_apply", "apply", "after_commit")
+        failpoints.around(store, "go_on", "before_go_on", "go_on", "after_go_on")
         failpoints.around(store, "record_dead", "before_bury", "bury", "after_record_dead")
         failpoints.around(store, "record_lost", "before_lose", "lose", "after_record_lost")
         bus = Bus(SteppingEndpoint(self.url, failpoints))
