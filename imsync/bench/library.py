@@ -12,6 +12,7 @@ from imsync.bench.clock import paced, watch
 from imsync.bench.place import DESTINATION, GROUP, Place
 from imsync.bench.scene import Stores
 from imsync.bus import Bus, ConsumerOptions, Counts, Endpoint, Outcome, Received
+from imsync.bus.deferred import finish
 from imsync.bus.garbage import collect_rarely
 from imsync.bus.telemetry import BatchApplied, TelemetryEvent
 from imsync.im.events import IMBaseEvent, UserDeleted, UserUpdated
@@ -128,6 +129,7 @@ class Library:
             collect_rarely()  # as the command does
             ready()
             consumer.run()
+        finish(store)  # it was stopped behind the last event
         store.close()
         return {"copies": store.copies}
 

@@ -55,13 +55,14 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The numbers at one moment."""
+    """The numbers at one moment. `unfinished`: of how many users the fan-out is under way."""
 
     seconds: float
     published: int
     settled: Mapping[str, int]
     undelivered: Mapping[str, int | None]
     pending: Mapping[str, int]
+    unfinished: int
     alive: Sequence[str]
 
 
@@ -284,7 +285,8 @@ class Story:
     # ── numbers ──────────────────────────────────────────────────────────────────────────────────────
 
     def _at_rest(self, glance: Glance) -> bool:
-        return not any(glance.pending.values()) and all(lag == 0 for lag in glance.undelivered.values())
+        nothing_comes = not any(glance.pending.values()) and all(lag == 0 for lag in glance.undelivered.values())
+        return nothing_comes and not glance.unfinished
 
     def _wait(self, bus: Bus, condition: Callable[[Glance], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -306,10 +308,11 @@ class Story:
         published = users.published()
         users.close()
         views = [view_group(bus, DESTINATION, service) for service in PROJECTIONS]
-        settled = {}
+        settled, unfinished = {}, 0
         for service in PROJECTIONS:
             projection = self._workspace.projection(service)
             settled[service] = sum(projection.tallies().values())
+            unfinished += projection.put_off.users
             projection.close()
         return Glance(
             seconds=time.monotonic() - self._began,
@@ -317,5 +320,6 @@ class Story:
             settled=settled,
             undelivered={view.group: view.lag for view in views},
             pending={view.group: view.pending for view in views},
+            unfinished=unfinished,
             alive=[name for view in views for name in view.alive],
         )

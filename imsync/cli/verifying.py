@@ -107,7 +107,7 @@ def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
         run.out.text(line)
     for projection, n in sorted(verdict.unfinished.items()):
         users = "1 user" if n == 1 else f"{n:,} users"
-        run.out.text(f"{projection}: fan-out of {users} unfinished: imsync consume {projection} goes on with it")
+        run.out.text(f"{projection}: fan-out of {users} unfinished: start imsync consume {projection}")
     found = "no drift" if not verdict.drift else f"{verdict.drift:,} drifted"
     users = "1 user" if verdict.users == 1 else f"{verdict.users:,} users"
     copies = "1 row" if verdict.rows == 1 else f"{verdict.rows:,} rows"

@@ -79,7 +79,7 @@ def test_the_next_consumer_finishes_what_a_killed_one_has_put_off(im: Imsync, us
     verdict = im.json("verify", "--group", "group")
     assert (verdict["drift"], verdict["in_flight"], verdict["flight"]["fan_out"]) == (0, 1, 1)
     told = im.ok("verify", "--group", "group").out
-    assert "group: fan-out of 1 user unfinished: imsync consume group goes on with it" in told
+    assert "group: fan-out of 1 user unfinished: start imsync consume group" in told
     assert "1 in flight (1 in an unfinished fan-out)" in told
     assert im.run("verify", "--group", "group", "--strict").expect(3)
 
