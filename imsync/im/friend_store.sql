@@ -58,8 +58,8 @@ SELECT user_id, ?, nick_name, head_image, ? FROM user_profile_replica WHERE user
 -- Of those users only that have a replica: `rows_between` tells whether rows of others are among them.
 SELECT r.user_id, r.version, r.deleted, r.nick_name, r.head_image, count(f.user_id),
        count(CASE WHEN f.friend_nick_name <> r.nick_name OR f.friend_head_image <> r.head_image THEN 1 END),
-       count(CASE WHEN (f.friend_nick_name <> r.nick_name OR f.friend_head_image <> r.head_image)
-                       AND (f.user_id >= fan.position) + (f.user_id < fan.until) > fan.wrapped THEN 1 END)
+       count(CASE WHEN fan.wrapped >= 0 AND (f.user_id >= fan.position) + (f.user_id < fan.until) > fan.wrapped
+                       AND (f.friend_nick_name <> r.nick_name OR f.friend_head_image <> r.head_image) THEN 1 END)
 FROM user_profile_replica AS r
 LEFT JOIN fan_out AS fan ON fan.user_id = r.user_id
 LEFT JOIN im_friend AS f ON f.friend_id = r.user_id
@@ -74,8 +74,8 @@ SELECT count(*) FROM im_friend WHERE friend_id > ? AND friend_id <= ?;
 SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
        coalesce(r.head_image, ''), count(f.user_id),
        count(CASE WHEN f.friend_nick_name <> coalesce(r.nick_name, '') OR f.friend_head_image <> coalesce(r.head_image, '') THEN 1 END),
-       count(CASE WHEN (f.friend_nick_name <> r.nick_name OR f.friend_head_image <> r.head_image)
-                       AND (f.user_id >= fan.position) + (f.user_id < fan.until) > fan.wrapped THEN 1 END)
+       count(CASE WHEN fan.wrapped >= 0 AND (f.user_id >= fan.position) + (f.user_id < fan.until) > fan.wrapped
+                       AND (f.friend_nick_name <> r.nick_name OR f.friend_head_image <> r.head_image) THEN 1 END)
 FROM (
     SELECT user_id FROM (
         SELECT user_id FROM user_profile_replica WHERE user_id > ?1

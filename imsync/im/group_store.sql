@@ -68,8 +68,8 @@ SELECT user_id, ?, nick_name, head_image, ?, ? FROM user_profile_replica WHERE u
 -- Of those users only that have a replica: `rows_between` tells whether rows of others are among them.
 SELECT r.user_id, r.version, r.deleted, r.nick_name, r.head_image, count(m.group_id),
        count(CASE WHEN m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image THEN 1 END),
-       count(CASE WHEN (m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image)
-                       AND (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped THEN 1 END)
+       count(CASE WHEN fan.wrapped >= 0 AND (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped
+                       AND (m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image) THEN 1 END)
 FROM user_profile_replica AS r
 LEFT JOIN fan_out AS fan ON fan.user_id = r.user_id
 LEFT JOIN im_group_member AS m ON m.user_id = r.user_id
@@ -84,8 +84,8 @@ SELECT count(*) FROM im_group_member WHERE user_id > ? AND user_id <= ?;
 SELECT ids.user_id, coalesce(r.version, 0), coalesce(r.deleted, 0), coalesce(r.nick_name, ''),
        coalesce(r.head_image, ''), count(m.group_id),
        count(CASE WHEN m.user_nick_name <> coalesce(r.nick_name, '') OR m.head_image <> coalesce(r.head_image, '') THEN 1 END),
-       count(CASE WHEN (m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image)
-                       AND (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped THEN 1 END)
+       count(CASE WHEN fan.wrapped >= 0 AND (m.group_id >= fan.position) + (m.group_id < fan.until) > fan.wrapped
+                       AND (m.user_nick_name <> r.nick_name OR m.head_image <> r.head_image) THEN 1 END)
 FROM (
     SELECT user_id FROM (
         SELECT user_id FROM user_profile_replica WHERE user_id > ?1
