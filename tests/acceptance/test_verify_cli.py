@@ -219,7 +219,7 @@ def test_who_waits_for_what(im: InProcess) -> None:
     im.run("publish", "user-update", "--user", third, "--nick-name", "kept", "--url", DEAD_PORT).expect(0)
     found = im.json("verify", "--group", "group")
     assert found["flight"] == {
-        "outbox": 1, "undelivered": 1, "pending": 1, "after_export": 0, "editing": 0,
+        "outbox": 1, "undelivered": 1, "pending": 1, "fan_out": 0, "after_export": 0, "editing": 0,
         "held_by": [{"projection": "group", "consumer": r"some\x1b[2Jbody", "users": 1}],
     }  # fmt: skip
     said = im.ok("verify", "--group", "group").out

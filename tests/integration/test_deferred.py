@@ -122,6 +122,13 @@ def test_new_events_do_not_wait_for_what_is_put_off(rig: Rig) -> None:
     running.stop()
 
 
+def test_who_has_something_to_do_does_not_wait_for_entries(rig: Rig) -> None:
+    handler = Late(left=1000)
+    running = rig.start(handler, block_ms=30_000)
+    eventually(lambda: handler.left == 0)  # at a block of the server for each it would take minutes
+    running.stop()
+
+
 def test_trouble_with_the_store_is_waited_out(rig: Rig) -> None:
     troubles = [StoreUnusable("the disk is full"), StoreUnusable("the disk is full")]
 

@@ -445,6 +445,22 @@ def test_a_row_that_was_visited_and_is_stale_is_not_excused(kind: Kind, store: S
         assert (state.stale_rows, state.unvisited) == (6, 6)
 
 
+def test_a_row_that_is_visited_before_the_fan_out_comes_round_is_not_excused_either(kind: Kind, store: Store) -> None:
+    fill(kind, store, {1: 6})
+    nick_name, container = kind.columns.split(", ")[2], kind.columns.split(", ")[1]
+    with small(piece=4):
+        deliver(kind, store, update(1, 1))
+        store.go_on()
+        deliver(kind, store, update(1, 2))
+        store.go_on()
+        assert jobs(store)[1] == (12, 14, 1), "it has come round, and 12 and 13 are left"
+        sql(store.path, f"UPDATE {kind.table} SET {nick_name} = 'by hand' WHERE {container} IN (10, 13, 14)")
+        state = store.state(1)
+        assert state is not None
+        assert (state.stale_rows, state.unvisited) == (4, 2)
+        assert store.states(0, 9) == [state]
+
+
 def test_a_store_that_is_restored_from_the_middle_goes_on_from_there(tmp_path: Path) -> None:
     path, copy = tmp_path / "group.db", tmp_path / "copy.db"
     with closing(GroupStore(path, create=True)) as store, small():
