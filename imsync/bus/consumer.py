@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from imsync.bus.ahead import Ahead
 from imsync.bus.attempts import Attempts
 from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
@@ -27,7 +28,6 @@ from imsync.bus.liveness import Heartbeat
 from imsync.bus.logfields import Fields
 from imsync.bus.options import ConsumerOptions, unique_name
 from imsync.bus.processor import Counts, Processor
-from imsync.bus.replies import ReadAhead
 from imsync.bus.retention import gone_from_the_start
 from imsync.bus.stream import Stream
 from imsync.bus.suspicion import Suspicion
@@ -134,8 +134,7 @@ class Consumer(Generic[E]):
         self._journal = Journal(self.counts)
         self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
         self._at_hand_since = 0.0
-        self._ahead: ReadAhead | None = None  # what comes next: the server looks for it while a batch is settled
-        self._more_waits = False  # the last look for something new found as much as there was room for
+        self._ahead = Ahead(self._stream, self.group, self.name, self._heartbeat_seconds, clock)
         self._failing = Failing(self._options.retry.backoff, clock, self._rng, self._log)
         self._suspicion = Suspicion(self._stream, self.group, self._attempts)
         self._deferred = Deferred(handler, self._stop, self._log, clock)  # a killed consumer may have left something
@@ -174,7 +173,7 @@ class Consumer(Generic[E]):
                     self._wait_out(error)
             self._leave()
         finally:
-            self._drop_ahead()
+            self._ahead.drop()
             self._heartbeat.stop()
             self._client.close()
             if self._telemetry:
@@ -186,7 +185,7 @@ class Consumer(Generic[E]):
 
     def _done(self) -> bool:
         if self._stop.is_set():
-            return self._ahead is None  # what it was given already is settled first
+            return not self._ahead  # what it was given already is settled first
         limit = self._options.max_events
         return self._drained or (limit is not None and self.counts.events >= limit and not self._deferred)
 
@@ -195,7 +194,7 @@ class Consumer(Generic[E]):
             raise LeaseTaken(self.name, self._heartbeat.holder)
         self._look_after()
         if self._stop.is_set():
-            entries = self._read_ahead()
+            entries = self._ahead.take()
         else:
             # what this name holds comes first: after a broken connection, before anything new
             entries = self._still_at_hand() or self._own_entries() or self._next_in_turn()
@@ -301,33 +300,12 @@ class Consumer(Generic[E]):
         which would find these entries, too.
         """
         troubled = self._failing or self._suspicion or self._own_after is not None
-        if troubled or self._ahead or self._stop.is_set():
-            return
-        if self._more_waits and (room := self._room(at_hand)):
-            self._ahead = self._stream.begin_read_new(self.group, self.name, room, self._clock())
-
-    def _read_ahead(self) -> list[Entry]:
-        """What was asked for while the last batch was settled; empty when nothing was."""
-        ahead, self._ahead = self._ahead, None
-        if not ahead:
-            return []
-        entries = ahead.entries()
-        self._more_waits = len(entries) == ahead.count
-        if self._clock() - ahead.since < self._heartbeat_seconds:
-            return entries
-        # all this time the server was not told that somebody works on them: others may have taken some over
-        held = self._stream.pending_among(self.group, [entry.id for entry in entries])
-        theirs = {entry.id for entry in held if entry.consumer != self.name}
-        return [entry for entry in entries if entry.id not in theirs]
-
-    def _drop_ahead(self) -> None:
-        if self._ahead:
-            self._ahead.drop()
-            self._ahead = None
+        if self._ahead.more_waits and not (troubled or self._stop.is_set()) and (room := self._room(at_hand)):
+            self._ahead.ask(room)
 
     def _new_entries(self) -> list[Entry]:
         if self._ahead:
-            return self._read_ahead()
+            return self._ahead.take()
         room = self._room()
         waiting = self._failing or self._suspicion
         if room == 0:
@@ -338,7 +316,7 @@ class Consumer(Generic[E]):
         patient = not (self._options.until_empty or until_takeover_ms < 1 or waiting or self._deferred)
         block_ms = min(self._options.block_ms, until_takeover_ms) if patient else None
         entries = self._stream.read_new(self.group, self.name, room, block_ms)
-        self._more_waits = len(entries) == room
+        self._ahead.more_waits = len(entries) == room
         if not entries and self._failing:
             self._wait_for_retries()
         return entries
@@ -384,7 +362,7 @@ class Consumer(Generic[E]):
         self._last_trouble = self._clock()
         self._next_check = 0.0
         if isinstance(error, _OF_REDIS) or self._stop.is_set():
-            self._drop_ahead()
+            self._ahead.drop()
         if isinstance(error, _OF_REDIS):
             self._own_after = "0"  # a read whose reply was lost leaves entries pending under this name
             self._at_hand = ()
