@@ -9,6 +9,9 @@ from imsync.bus.entry import Entry
 from imsync.bus.replies import ReadAhead
 from imsync.bus.stream import Stream
 
+LONG_SECONDS = 3600.0
+"""Much less than any store remembers what it has settled."""
+
 
 class Ahead:
     """The entries that one consumer has asked for and not yet taken. They are pending in its name. True when there are
@@ -57,12 +60,15 @@ class Ahead:
             return []
         entries = request.entries()
         self.more_waits = len(entries) == request.count
-        if self._clock() - request.since < self._stale_seconds:
+        seconds = self._clock() - request.since
+        if seconds < self._stale_seconds:
             return entries
         # all this time the server was not told that somebody works on them: others may have taken some over
-        held = self._stream.pending_among(self._group, [entry.id for entry in entries])
-        theirs = {entry.id for entry in held if entry.consumer != self._consumer}
-        return [entry for entry in entries if entry.id not in theirs]
+        held = {entry.id: entry.consumer for entry in self._stream.pending_among(self._group, [e.id for e in entries])}
+        # what nobody holds was settled by others, and will be found to be, or was dropped with this consumer: without
+        # it nobody would settle that. But who settled it long ago may have forgotten it.
+        nobody = self._consumer if seconds < LONG_SECONDS else ""
+        return [entry for entry in entries if held.get(entry.id, nobody) == self._consumer]
 
     def drop(self) -> None:
         """Leaves pending what was asked for."""

@@ -84,6 +84,7 @@ def report(run: Run, verdict: Verdict) -> None:
 
 
 def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
+    from imsync.cli.lines import fold
     from imsync.cli.render import number
 
     if verdict.examples:
@@ -111,7 +112,10 @@ def _show(run: Run, verdict: Verdict, plan: Plan | None) -> None:
     found = "no drift" if not verdict.drift else f"{verdict.drift:,} drifted"
     users = "1 user" if verdict.users == 1 else f"{verdict.users:,} users"
     copies = "1 row" if verdict.rows == 1 else f"{verdict.rows:,} rows"
-    run.out.text(f"{users}, {copies}: {found}{_flight(verdict)}")
+    summary = f"{users}, {copies}: {found}{_flight(verdict)}"
+    # one line for whoever searches it; whoever reads it may have a narrow terminal
+    for line in fold(summary) if run.out.on_a_terminal else [summary]:
+        run.out.text(line)
 
 
 def _version(version: int | None) -> str:

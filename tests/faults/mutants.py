@@ -28,6 +28,7 @@ from imsync.bus import (
     upkeep,
 )
 from imsync.bus.attempts import Attempts
+from imsync.bus.codec import Decoder
 from imsync.bus.outcome import Retry
 from imsync.errors import DataError, InfrastructureError, RedisUnreachable
 from imsync.im import fan_out, group_store, profile_projection, relay, user_store
@@ -402,7 +403,7 @@ MUTANTS: dict[str, Mutant] = {
     "bad data retried for ever": Mutant(
         "plain",
         ("no_progress",),
-        ((processor.Processor, "_decode", _retries_bad_data),),
+        ((Decoder, "read", _retries_bad_data),),
     ),
     "failures not recorded": Mutant(
         "handler fails for ever",
