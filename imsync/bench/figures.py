@@ -72,11 +72,14 @@ def latencies(imsync: Sequence[Sequence[float]], by_hand: Sequence[Sequence[floa
         ours, theirs = (percentile(sorted(chain.from_iterable(side)), share) for side in (imsync, by_hand))
         ratios = [a / b if b else 1.0 for a, b in zip(*rounds, strict=True)]
         found[f"latency_{name}_ms"] = Figure(
-            Spread(ours, min(rounds[0]), max(rounds[0])),
-            Spread(theirs, min(rounds[1]), max(rounds[1])),
-            Spread(ours / theirs if theirs else 1.0, min(ratios), max(ratios)),
+            _among(ours, rounds[0]), _among(theirs, rounds[1]), _among(ours / theirs if theirs else 1.0, ratios)
         )
     return found
+
+
+def _among(value: float, rounds: Sequence[float]) -> Spread:
+    """A value of all rounds together, and the ends. Of few edits its rank may lie outside those of all rounds."""
+    return Spread(value, min(value, *rounds), max(value, *rounds))
 
 
 def histogram(imsync: Sequence[float], by_hand: Sequence[float]) -> list[Bar]:

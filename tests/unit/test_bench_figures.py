@@ -78,6 +78,16 @@ def test_latencies_of_all_rounds_count_together() -> None:
     assert found["latency_max_ms"].ratio == Spread(3.0, 2.0, 3.0)
 
 
+ROUNDS = st.lists(st.lists(FINITE.map(abs), min_size=1, max_size=9), min_size=3, max_size=3)
+
+
+@given(ROUNDS, ROUNDS)
+def test_what_is_told_of_all_rounds_lies_between_the_ends(ours: list[list[float]], theirs: list[list[float]]) -> None:
+    for figure in figures.latencies(ours, theirs).values():
+        for side in (figure.imsync, figure.by_hand, figure.ratio):
+            assert side.low <= side.value <= side.high
+
+
 @given(st.lists(FINITE, max_size=50), st.lists(FINITE, max_size=50))
 def test_every_edit_is_in_one_bar(ours: list[float], theirs: list[float]) -> None:
     bars = figures.histogram(ours, theirs)
