@@ -16,7 +16,6 @@ from typing import Any
 
 from imsync.bus import (
     binding,
-    connection,
     consumer,
     deferred,
     processor,
@@ -359,11 +358,6 @@ MUTANTS: dict[str, Mutant] = {
         "stopped before it buries",
         ("buried_twice",),
         ((stream.Stream, "bury", _buries_without_looking),),
-    ),
-    "client retries left on": Mutant(
-        "reply to a read is lost",
-        ("no_progress",),
-        ((connection, "Retry", lambda original: lambda backoff, retries: original(backoff, 3)), _LOOKS_NO_FURTHER),
     ),
     "own entries not read again after a lost reply": Mutant(
         "reply to a read is lost",

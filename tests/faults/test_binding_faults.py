@@ -109,12 +109,13 @@ def test_two_copies_that_were_both_fed_are_mended_by_a_rebuild(
     world, row = group_world, fault("two files in one group · both were fed")
     two = machine(world, tmp_path)
     users = world.users[:2]
-    home = world.consumer(at=[At("before_apply")], options={"batch": 1})
-    away = world.consumer(at=[At("before_apply")], options={"batch": 1}, data_dir=two)
-    world.producer(count=2, users=users, per_transaction=1).finish()
-    world.publish()
-    home.reach("before_apply")
-    away.reach("before_apply")
+    both = []
+    for user, folder in zip(users, (world.stores, two), strict=True):
+        both.append(world.consumer(at=[At("before_apply")], data_dir=folder))
+        world.producer(count=1, users=[user]).finish()
+        world.publish()
+        both[-1].reach("before_apply")
+    home, away = both
     home.go_on()
     away.go_on()
     world.expect(lambda: not world.client.xpending(STREAM, "group")["pending"], "both have acknowledged")
