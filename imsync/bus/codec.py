@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
@@ -25,7 +26,7 @@ from pydantic_core import (
     from_json,
 )
 
-from imsync.bus.entry import FIELD, Fields
+from imsync.bus.entry import Entry
 from imsync.bus.event import Event
 from imsync.bus.lean import REQUIRED, lean_schema
 from imsync.errors import DataError
@@ -180,16 +181,44 @@ class Decoder(Generic[E]):
         schemas = {name: schema for name, event in by_type.items() if lean and (schema := lean_schema(event))}
         self._validate_lean = SchemaValidator(_tagged(schemas)).validate_json if schemas else None
 
-    def read(self, fields: Fields) -> E | None:
+    def read(self, entry: Entry) -> E | None:
         """The event in an entry, or None when its type is one to ignore.
 
         Raises:
             DataError: as `decode`, and with reason `no_event_field`.
         """
-        body = fields.get(FIELD)
-        if body is None:
+        if entry.body is None:
             raise DataError("no_event_field", "the entry has no field `event`")
-        return self.decode(body)
+        return self.decode(entry.body)
+
+    def read_all(self, entries: Sequence[Entry]) -> tuple[list[E], dict[str, DataError | None]]:
+        """The events in entries.
+
+        Returns:
+            The events in their order, and by entry id those that are none: None for a type to ignore, or what `read`
+            raises.
+        """
+        events: list[E] = []
+        others: dict[str, DataError | None] = {}
+        validate_lean, add = self._validate_lean, events.append
+        for entry in entries:
+            body = entry.body
+            if validate_lean is not None and body is not None and len(body) <= MAX_BODY_BYTES:
+                try:
+                    add(validate_lean(body))
+                    continue
+                except ValidationError:
+                    pass  # what is wrong with it is found out below
+            try:
+                event = self.read(entry)
+            except DataError as error:
+                others[entry.id] = error
+            else:
+                if event is None:
+                    others[entry.id] = None
+                else:
+                    add(event)
+        return events, others
 
     def decode(self, body: bytes) -> E | None:
         """The event in `body`, or None when its type is one to ignore.
@@ -201,11 +230,8 @@ class Decoder(Generic[E]):
             raise DataError("too_large", f"entry of {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
         event: E
         if self._validate_lean is not None:
-            try:
+            with suppress(ValidationError):  # what is wrong with it is found out below
                 event = self._validate_lean(body)
-            except ValidationError:
-                pass  # what is wrong with it is found out below
-            else:
                 return event
         try:
             event = self._validate(body, by_alias=True, by_name=False)

@@ -19,15 +19,30 @@ _ENTRY_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 
 class Entry(NamedTuple):
-    """One entry of a stream. Its `fields` are empty when it was trimmed or deleted while it was pending."""
+    """One entry of a stream. A batch holds thousands of them, so one that has the event's field and no other, as all
+    that imsync writes, goes without a mapping.
+
+    Args:
+        body: the event's bytes; None when the entry has no such field.
+        foreign: all its fields, when they are not that one alone. Empty when it was trimmed or deleted while it was
+            pending.
+    """
 
     id: str
-    fields: Fields
+    body: bytes | None
+    foreign: Fields | None = None
+
+    @classmethod
+    def of(cls, entry_id: str, fields: Fields) -> Entry:
+        """An entry with these fields."""
+        return cls(entry_id, fields.get(FIELD), None if fields.keys() == {FIELD} else fields)
 
     @property
-    def body(self) -> bytes | None:
-        """The event's bytes; None when the entry has no such field."""
-        return self.fields.get(FIELD)
+    def fields(self) -> Fields:
+        """All its fields."""
+        if self.foreign is not None:
+            return self.foreign
+        return {FIELD: self.body} if self.body is not None else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ of pydantic's methods. It costs a quarter less time to make, and half of the mem
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic_core import CoreSchema, core_schema
@@ -59,15 +59,15 @@ def _without_default(validator: Mapping[str, Any]) -> Any:
     return validator
 
 
-def _maker(event_class: type[Event]) -> Callable[[dict[str, Any]], LeanEvent]:
+def _maker(event_class: type[Event]) -> Callable[[dict[str, Any]], Any]:
     shared = {name: getattr(event_class, name) for name in event_class.__class_vars__}
     methods = {name: getattr(event_class, name) for name in ("event_subject", "event_sequence")}
     lean_class = type(event_class.__name__, (LeanEvent,), shared | methods)
     new = object.__new__
 
-    def make(fields: dict[str, Any]) -> LeanEvent:
+    def make(fields: dict[str, Any]) -> Any:
         event: Any = new(lean_class)
         event.__dict__ = fields
-        return cast(LeanEvent, event)
+        return event
 
     return make

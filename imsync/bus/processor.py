@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
@@ -166,21 +166,26 @@ class Processor(Generic[E]):
     def _sorted(self, entries: Sequence[Entry]) -> _Batch[E]:
         """The entries by what they turn out to be."""
         batch: _Batch[E] = _Batch(entries)
-        read, received = self._decoder.read, batch.received
-        for entry_id, fields in entries:
-            try:
-                event = read(fields)
-            except DataError as error:
-                if fields:
-                    batch.dead.append(Rejected(None, entry_id, DeadLetter(error.reason, error.message)))
-                else:
-                    batch.lost.append(entry_id)
-                continue
-            if event is None:
-                batch.ignored.append(entry_id)
-            else:
-                received.append(Received(event, entry_id))
+        events, others = self._decoder.read_all(entries)
+        ids = [entry_id for entry_id, _, _ in entries]
+        if others:
+            ids = [entry_id for entry_id in ids if entry_id not in others]
+            self._set_apart(batch, others)
+        new = tuple.__new__  # a named tuple's own takes twice as long
+        batch.received = [new(Received, pair) for pair in zip(events, ids, strict=True)]
         return batch
+
+    def _set_apart(self, batch: _Batch[E], others: Mapping[str, DataError | None]) -> None:
+        for entry in batch.entries:
+            if entry.id not in others:
+                continue
+            error = others[entry.id]
+            if error is None:
+                batch.ignored.append(entry.id)
+            elif entry.fields:
+                batch.dead.append(Rejected(None, entry.id, DeadLetter(error.reason, error.message)))
+            else:
+                batch.lost.append(entry.id)
 
     def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome]) -> list[Failure]:
         """Acknowledges and buries, by what the handler said of the events; those on which it failed."""
@@ -241,7 +246,7 @@ class Processor(Generic[E]):
     def refuse(self, entry: Entry, refusal: DeadLetter) -> None:
         """Moves an entry to the dead letters without giving it to the handler."""
         try:
-            event = self._decoder.read(entry.fields)
+            event = self._decoder.read(entry)
         except DataError:
             event = None
         self.bury([Rejected(event, entry.id, refusal)], [entry])

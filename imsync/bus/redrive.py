@@ -45,9 +45,9 @@ def original(letter: DeadLetterRecord) -> Entry:
     remembered at least until the stream has passed that.
     """
     if not is_entry_id(letter.source_id):
-        return Entry(letter.id, letter.raw)
+        return Entry.of(letter.id, letter.raw)
     milliseconds, sequence = id_parts(letter.source_id)
-    return Entry(f"{milliseconds}-{sequence}", letter.raw)
+    return Entry.of(f"{milliseconds}-{sequence}", letter.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Redrive(Generic[E]):
             if not letter.event_id:
                 sources[entry.id] = source.id
             try:
-                event = self._decoder.read(source.fields)
+                event = self._decoder.read(source)
             except DataError as error:
                 done[entry.id] = Redriven(entry.id, reason=error.reason, message=error.message)
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imsync.bus.entry import Entry, Fields, PendingEntry
+from imsync.bus.entry import FIELD, Entry, Fields, PendingEntry
 from imsync.bus.request import Request
 
 
@@ -37,9 +37,11 @@ def read_entries(reply: Any) -> list[Entry]:
     if not reply:
         return []
     rows = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+    new = tuple.__new__  # a named tuple's own takes twice as long
     return [
-        # one field is what imsync writes
-        Entry(entry_id.decode(), {flat[0]: flat[1]} if flat and len(flat) == 2 else _fields(flat))
+        new(Entry, (entry_id.decode(), flat[1], None))
+        if flat is not None and len(flat) == 2 and flat[0] == FIELD
+        else Entry.of(entry_id.decode(), _fields(flat))
         for entry_id, flat in rows
     ]
 
@@ -50,7 +52,7 @@ def _fields(flat: Any) -> Fields:
 
 def parsed_entries(rows: Any) -> list[Entry]:
     """Entries as redis-py gives them, with their fields as a dictionary."""
-    return [Entry(entry_id.decode(), fields or {}) for entry_id, fields in rows]
+    return [Entry.of(entry_id.decode(), fields or {}) for entry_id, fields in rows]
 
 
 def pending_entry(row: Any) -> PendingEntry:

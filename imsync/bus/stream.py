@@ -282,7 +282,7 @@ class Stream:
             pipeline.xrange(self.key, entry_id, entry_id, count=1)
         with translated(self.where):
             replies = pipeline.execute()
-        return [Entry(entry_id, rows[0][1] if rows else {}) for entry_id, rows in zip(ids, replies, strict=True)]
+        return [Entry.of(entry_id, rows[0][1] if rows else {}) for entry_id, rows in zip(ids, replies, strict=True)]
 
     def length(self) -> int:
         """XLEN; 0 when there is no stream."""

@@ -39,10 +39,12 @@ def newest(events: Iterable[V], applied: Mapping[int, int]) -> dict[int, V]:
         applied: the version applied so far, by key; absent keys have none.
     """
     winners: dict[int, V] = {}
+    applied_to, winner_of = applied.get, winners.get
     for event in events:
-        if event.version <= applied.get(event.id, 0):
+        key, version = event.id, event.version
+        if version <= applied_to(key, 0):
             continue
-        best = winners.get(event.id)
-        if best is None or (event.final, event.version) > (best.final, best.version):
-            winners[event.id] = event
+        best = winner_of(key)
+        if best is None or (event.final, version) > (best.final, best.version):
+            winners[key] = event
     return winners

@@ -100,7 +100,7 @@ class Predictor:
 
     def _read(self, entry: Entry) -> Prediction:
         try:
-            return Prediction(Predicted.APPLIED, self._decoder.read(entry.fields))
+            return Prediction(Predicted.APPLIED, self._decoder.read(entry))
         except DataError as error:
             return Prediction(Predicted.BAD, None, error.reason, error.message)
 

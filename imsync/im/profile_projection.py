@@ -58,7 +58,9 @@ def projection_schema(name: str, application_id: str, tables: str, group: str) -
 
 
 class Replica(NamedTuple):
-    """A profile as the projection keeps it: `nick_name` and `head_image` are what its rows copy."""
+    """A profile as the projection keeps it: `nick_name` and `head_image` are what its rows copy. `deleted` is 0 or 1 and
+    no `bool`, for which SQLite's module searches an adapter.
+    """
 
     user_id: int
     version: int
@@ -132,9 +134,9 @@ class ProfileProjection(SettlingStore):
         """What the event says, as this projection keeps it. Empty content for a tombstone."""
         occurred_ms = int(event.occurred_at.timestamp() * 1000)
         if event.final:
-            return Replica(event.id, event.version, "", "", True, occurred_ms)
+            return Replica(event.id, event.version, "", "", 1, occurred_ms)
         view: Any = event
-        return Replica(event.id, event.version, view.nick_name, getattr(view, self.picture), False, occurred_ms)
+        return Replica(event.id, event.version, view.nick_name, getattr(view, self.picture), 0, occurred_ms)
 
     @classmethod
     def expected(cls, source: SourceState) -> tuple[str, str]:
@@ -162,18 +164,18 @@ class ProfileProjection(SettlingStore):
         keys = [event.event_id.int.to_bytes(16, "big") for event in events]  # `bytes` is a property
         with self._settling() as connection:
             known = self._settlements.known(keys)
-            fresh = _first_of_each(keys, events, known)
-            winners = newest(fresh.values(), self._versions({event.id for event in fresh.values()}))
+            repeats = _repeats(keys, known)
+            fresh = [event for place, event in enumerate(events) if place not in repeats] if repeats else events
+            winners = newest(fresh, self._versions({event.id for event in fresh}))
             replicas = {user_id: self.replica_of(event) for user_id, event in winners.items()}
             late = self._write(connection, replicas.values())
-            outcomes: list[Outcome] = [
-                APPLIED if winners.get(event.id) is event else SUPERSEDED if fresh.get(key) is event else DUPLICATE
-                for key, event in zip(keys, events, strict=True)
-            ]
+            outcomes: list[Outcome] = [APPLIED if winners.get(event.id) is event else SUPERSEDED for event in events]
+            for place in repeats:
+                outcomes[place] = DUPLICATE
             self._record(connection, keys, batch, outcomes, known)
             visible = replicas.values() if not late else [r for r in replicas.values() if r.user_id not in late]
             self._record_staleness(connection, [replica.occurred_ms for replica in visible])
-            self._raise_alarms(connection, _doubtful(fresh.values(), winners), replicas)
+            self._raise_alarms(connection, _doubtful(fresh, winners), replicas)
         return outcomes
 
     def _write(self, connection: sqlite3.Connection, replicas: Iterable[Replica]) -> set[int]:
@@ -293,7 +295,7 @@ class ProfileProjection(SettlingStore):
 
     def _replica_of_source(self, source: SourceState, now_ms: int) -> Replica:
         nick_name, picture = ("", "") if source.deleted else self.expected(source)
-        return Replica(source.key, source.version, nick_name, picture, source.deleted, now_ms)
+        return Replica(source.key, source.version, nick_name, picture, int(source.deleted), now_ms)
 
     def _bootstrap_replicas(self, connection: sqlite3.Connection, profiles: Iterable[Profile], source: str) -> None:
         """Fills a fresh store from a snapshot of the source."""
@@ -316,21 +318,21 @@ class ProfileProjection(SettlingStore):
             yield from self._database.query(REPLICA_SQL[statement] + placeholders(len(chunk)), chunk)
 
 
-def _first_of_each(
-    keys: Sequence[bytes], events: Sequence[IMBaseEvent], known: Mapping[bytes, str]
-) -> dict[bytes, IMBaseEvent]:
-    """The events that are not settled yet, in their order: of a repeat within the batch the first counts.
+def _repeats(keys: Sequence[bytes], known: Mapping[bytes, str]) -> set[int]:
+    """The places of the events that are settled already: of a repeat within the batch the first counts.
 
     Args:
         known: the outcomes of those that were settled before; what was dead is tried again.
     """
-    if not known and len(fresh := dict(zip(keys, events, strict=True))) == len(keys):
-        return fresh
-    fresh = {}
-    for key, event in zip(keys, events, strict=True):
-        if key not in fresh and known.get(key, DEAD) == DEAD:
-            fresh[key] = event
-    return fresh
+    if not known and len(set(keys)) == len(keys):
+        return set()
+    seen: set[bytes] = {key for key, outcome in known.items() if outcome != DEAD}
+    repeats: set[int] = set()
+    for place, key in enumerate(keys):
+        if key in seen:
+            repeats.add(place)
+        seen.add(key)
+    return repeats
 
 
 def _doubtful(events: Iterable[IMBaseEvent], winners: Mapping[int, IMBaseEvent]) -> list[IMBaseEvent]:

@@ -119,6 +119,6 @@ def run(
 
 def _decoded(decoder: Decoder[IMBaseEvent], entry: Entry) -> IMBaseEvent | None:
     try:
-        return decoder.read(entry.fields)
+        return decoder.read(entry)
     except DataError:
         return None

@@ -82,14 +82,15 @@ class SettlementTable:
         self._hour = 0  # for which old staleness was pruned
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, str]:
-        """The outcomes of those that are settled already, and perhaps of others."""
+        """The outcomes of those that are settled already."""
         if not keys:
             return {}
         # in the normal run of things all these events are newer than what is settled, and one look tells
         limit = max(_LOOKUP_CHUNK, 2 * len(keys))
         newer = self._database.query(SQL["settled_since"], (min(keys), limit))
         if len(newer) < limit:
-            return dict(newer)
+            wanted = set(keys) if newer else ()
+            return {key: outcome for key, outcome in newer if key in wanted}
         found: dict[bytes, str] = {}
         for start in range(0, len(keys), _LOOKUP_CHUNK):
             chunk = keys[start : start + _LOOKUP_CHUNK]
@@ -121,10 +122,21 @@ class SettlementTable:
             )
         return found
 
-    def record(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
-        """Records events that are not known yet."""
-        insert_many(connection, SQL["record"], (row[:3] for row in settled))
-        self.count(connection, Counter((source, outcome) for _, outcome, _, source in settled))
+    def record(
+        self,
+        connection: sqlite3.Connection,
+        rows: Iterable[tuple[bytes, str, str]],
+        tallies: Mapping[tuple[str, str], int],
+    ) -> None:
+        """Records events that are not known yet.
+
+        Args:
+            rows: (key, outcome, entry id) of each.
+            tallies: how many they are, by (source, outcome).
+        """
+        # a bytearray is bound as it is; for bytes SQLite's module searches an adapter, which takes as long as the rest
+        insert_many(connection, SQL["record"], ((bytearray(key), outcome, entry) for key, outcome, entry in rows))
+        self.count(connection, tallies)
 
     def note_copies(self, connection: sqlite3.Connection, copies: Iterable[tuple[bytes, str]]) -> None:
         """Notes further entries of events that are settled: the newest one is kept, so that an event is not forgotten
@@ -208,7 +220,9 @@ class SettlementTable:
 
     def add_staleness(self, connection: sqlite3.Connection, ages_ms: Iterable[float], now_ms: int) -> None:
         """Adds the ages of edits at the moment their copies are brought up to date, in milliseconds."""
-        buckets = Counter(math.floor(20 * math.log10(age)) if age > 1 else 0 for age in ages_ms)
+        buckets: Counter[int] = Counter()
+        for age, n in Counter(ages_ms).items():
+            buckets[math.floor(20 * math.log10(age)) if age > 1 else 0] += n
         hour = now_ms // _HOUR_MS
         connection.executemany(SQL["add_staleness"], [(hour, bucket, n) for bucket, n in buckets.items()])
         if hour != self._hour:

@@ -39,6 +39,7 @@ PRUNE_LIMIT = 1000
 NOWHERE = (0, 0)
 """The position of a store that was filled from no snapshot since events were published."""
 
+_DUPLICATE = DUPLICATE.effect.value
 _HOUR_MS = 3_600_000
 _CLOCKS_AHEAD_MS = 24 * _HOUR_MS
 _PAST_EVERY_KEY = b"\xff" * 17
@@ -294,26 +295,37 @@ class SettlingStore:
         """
         # as plain texts: SQLite's module takes a subclass of `str` for something to be adapted, and searches how
         kinds = {id(outcome): outcome for outcome in outcomes}
-        effects = {kind: outcome.effect.value for kind, outcome in kinds.items() if isinstance(outcome, Ack)}
+        texts = {kind: outcome.effect.value for kind, outcome in kinds.items() if isinstance(outcome, Ack)}
+        effects = [texts.get(id(outcome), "") for outcome in outcomes]
+        entry_ids = [entry_id for _, entry_id in batch]
+        sources = [event.source or "" for event, _ in batch]
+        if known or len(texts) < len(kinds) or _DUPLICATE in texts.values():
+            self._record_some(connection, list(map(Settled, keys, effects, entry_ids, sources)), known)
+        else:
+            self._settlements.record(
+                connection, zip(keys, effects, entry_ids, strict=True), Counter(zip(sources, effects, strict=True))
+            )
+            self._lower_covered(connection, entry_ids, sources)
+
+    def _record_some(
+        self, connection: sqlite3.Connection, settled: Sequence[Settled], known: Mapping[bytes, str]
+    ) -> None:
         new: list[Settled] = []
         revived: list[Settled] = []
         copies: list[tuple[bytes, str]] = []
         repeats: Counter[tuple[str, str]] = Counter()
-        for key, received, outcome in zip(keys, batch, outcomes, strict=True):
-            effect = effects.get(id(outcome))
-            if effect is None:
+        for row in settled:
+            if not row.outcome:
                 continue
-            event, entry_id = received
-            source = event.source or ""
-            if outcome is DUPLICATE:
-                repeats[source, effect] += 1
-                copies.append((key, entry_id))
-            elif key in known:
-                revived.append(Settled(key, effect, entry_id, source))
+            if row.outcome == _DUPLICATE:
+                repeats[row.source, row.outcome] += 1
+                copies.append((row.key, row.entry_id))
+            elif row.key in known:
+                revived.append(row)
                 # its letter goes after this is committed: until then it may be redriven as if it were a new one
-                copies.append((key, max(entry_id, f"{clock.now_ms()}-0", key=id_parts)))
+                copies.append((row.key, max(row.entry_id, f"{clock.now_ms()}-0", key=id_parts)))
             else:
-                new.append(Settled(key, effect, entry_id, source))
+                new.append(row)
         self._record_new(connection, new)
         if revived:
             self._settlements.change(connection, revived)
@@ -322,10 +334,16 @@ class SettlingStore:
             self._settlements.count(connection, repeats)
 
     def _record_new(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
-        self._settlements.record(connection, rows)
+        tallies = Counter((row.source, row.outcome) for row in rows)
+        self._settlements.record(connection, (row[:3] for row in rows), tallies)
+        self._lower_covered(connection, [row.entry_id for row in rows], [row.source for row in rows])
+
+    def _lower_covered(self, connection: sqlite3.Connection, entry_ids: Sequence[str], sources: Sequence[str]) -> None:
+        """Takes entries that were settled after all from those that the snapshot covers."""
         position, source = self._snapshot
         if position != NOWHERE:
-            n = sum(row.source == source and id_parts(row.entry_id) <= position for row in rows)
+            pairs = zip(sources, entry_ids, strict=True)
+            n = sum(of == source and id_parts(entry_id) <= position for of, entry_id in pairs)
             self._settlements.lower_covered(connection, source, n)
 
     def _record_staleness(self, connection: sqlite3.Connection, occurred_ms: Iterable[int]) -> None:

@@ -59,7 +59,7 @@ def deliveries(stream: Stream) -> dict[str, int]:
 @pytest.mark.parametrize("body", [b"", b"{}", bytes(range(256)), "名前 \u202e".encode(), b"x" * 70_000])
 def test_what_was_appended_is_read_back(stream: Stream, body: bytes) -> None:
     entry_id = stream.append(body)
-    entry = Entry(entry_id, {b"event": body})
+    entry = Entry.of(entry_id, {b"event": body})
     assert stream.range() == [entry]
     assert entry.body == body
 
@@ -249,7 +249,7 @@ def test_a_blocking_read_wakes_up_when_an_entry_arrives(stream_backend: Backend)
     finally:
         entry_id = writer.append(b"wake up")
         thread.join(10)
-    assert got == [Entry(entry_id, {b"event": b"wake up"})]
+    assert got == [Entry.of(entry_id, {b"event": b"wake up"})]
 
 
 def test_what_is_asked_for_ahead_is_the_consumers_at_once(stream: Stream) -> None:
@@ -257,8 +257,10 @@ def test_what_is_asked_for_ahead_is_the_consumers_at_once(stream: Stream) -> Non
     ids = [stream.append(b"%d" % number) for number in range(3)]
     ahead = stream.begin_read_new(GROUP, "ann", 2, 7.0)
     eventually(lambda: deliveries(stream) == dict.fromkeys(ids[:2], 1))
-    assert stream.read_new(GROUP, "bob", 9) == [Entry(ids[2], {b"event": b"2"})], "and other commands go on meanwhile"
-    assert ahead.entries() == [Entry(ids[0], {b"event": b"0"}), Entry(ids[1], {b"event": b"1"})]
+    assert stream.read_new(GROUP, "bob", 9) == [Entry.of(ids[2], {b"event": b"2"})], (
+        "and other commands go on meanwhile"
+    )
+    assert ahead.entries() == [Entry.of(ids[0], {b"event": b"0"}), Entry.of(ids[1], {b"event": b"1"})]
     assert (ahead.count, ahead.since) == (2, 7.0)
     assert stream.begin_read_new(GROUP, "ann", 2, 7.0).entries() == []
 
@@ -314,7 +316,7 @@ def test_a_reader_for_no_group_wakes_up_when_an_entry_arrives(real_backend: Back
     finally:
         entry_id = writer.append(b"wake up")
         thread.join(10)
-    assert got == [Entry(entry_id, {b"event": b"wake up"})]
+    assert got == [Entry.of(entry_id, {b"event": b"wake up"})]
 
 
 def test_a_reader_for_no_group_gives_up_in_time(stream_backend: Backend) -> None:
@@ -356,7 +358,7 @@ def test_own_entries_that_were_deleted_are_empty(stream: Stream) -> None:
     gone, there = deliver(stream, 2)
     stream.delete([gone])
     entries = stream.read_own(GROUP, "ann", "0", 9)
-    assert entries == [Entry(gone, {}), Entry(there, {b"event": b"1"})]
+    assert entries == [Entry.of(gone, {}), Entry.of(there, {b"event": b"1"})]
     assert entries[0].body is None
     assert stream.acknowledge(GROUP, [gone]) == 1
 
@@ -373,7 +375,7 @@ def test_a_range_includes_its_ends(stream: Stream) -> None:
 def test_fetching_keeps_the_order_and_tells_what_is_gone(stream: Stream) -> None:
     gone, there = stream.append(b"x"), stream.append(b"y")
     stream.delete([gone])
-    assert stream.fetch([there, gone]) == [Entry(there, {b"event": b"y"}), Entry(gone, {})]
+    assert stream.fetch([there, gone]) == [Entry.of(there, {b"event": b"y"}), Entry.of(gone, {})]
     assert stream.fetch([]) == []
 
 
@@ -432,7 +434,7 @@ def test_a_claim_takes_what_is_pending_and_idle_for_so_long(stream_backend: Back
     idle, busy, done = deliver(stream, 3)
     stream.acknowledge(GROUP, [done])
     stream_backend.let_time_pass(GROUP, "ann", [idle], HOUR_MS)
-    assert stream.claim(GROUP, "bob", [idle, busy, done, NOBODY_ID], HOUR_MS) == [Entry(idle, {b"event": b"0"})]
+    assert stream.claim(GROUP, "bob", [idle, busy, done, NOBODY_ID], HOUR_MS) == [Entry.of(idle, {b"event": b"0"})]
     assert stream.pending_summary(GROUP).by_consumer == {"ann": 1, "bob": 1}
     assert deliveries(stream) == {idle: 2, busy: 1}
     assert stream.claim(GROUP, "eve", [idle], HOUR_MS) == [], "a claim ends the idle time"

@@ -158,7 +158,7 @@ def test_the_reader_of_dead_letters_reads_anything(
 ) -> None:
     """Whoever may write to that stream may write anything there."""
     row = fault("fuzzed input · dead letters")
-    names = [*(name.encode() for name in read(Entry("1-0", {})).__slots__), RAW, RAW + b"event", b"", b"\xff"]
+    names = [*(name.encode() for name in read(Entry.of("1-0", {})).__slots__), RAW, RAW + b"event", b"", b"\xff"]
     for body in inputs(rng, scaled(INPUTS) // 10):
         row.reached()
         fields = {
@@ -166,7 +166,7 @@ def test_the_reader_of_dead_letters_reads_anything(
             rng.choice(names): rng.randbytes(rng.randrange(9)),
             b"deliveries": body[-9:],
         }
-        letter = read(Entry("1-0", fields))
+        letter = read(Entry.of("1-0", fields))
         assert all(isinstance(getattr(letter, name), str) for name in ("reason", "message", "event_id", "dead_at"))
         assert letter.deliveries >= 0
         assert set(letter.raw.values()) <= set(fields.values())

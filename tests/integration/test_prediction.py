@@ -22,7 +22,7 @@ VERSIONS = 8
 
 
 def entry(event: IMBaseEvent, entry_id: str = "1-0") -> Entry:
-    return Entry(entry_id, {FIELD: encode(event, source="urn:test")})
+    return Entry.of(entry_id, {FIELD: encode(event, source="urn:test")})
 
 
 def predicted(store: Store, *batches: Sequence[Entry]) -> list[str]:
@@ -56,7 +56,7 @@ def random_entries(rng: random.Random, number: int, past: Sequence[Entry] = ()) 
     for place in range(number):
         kind = rng.random()
         if kind < 0.2 and (entries or past):
-            entries.append(Entry(f"1-{place}", rng.choice([*entries, *past]).fields))
+            entries.append(Entry.of(f"1-{place}", rng.choice([*entries, *past]).fields))
             continue
         user, version = rng.randint(1, USERS), rng.randint(1, VERSIONS)
         event = tombstone(user, version) if kind < 0.27 else update(user, version, f"name {rng.randint(1, 3)}")
@@ -64,7 +64,7 @@ def random_entries(rng: random.Random, number: int, past: Sequence[Entry] = ()) 
         if kind > 0.92:
             body = rng.choice([b"not JSON", body.replace(b"nickName", b"nickname"), body.replace(b"im.user", b"no")])
         fields = {b"other": body} if kind > 0.98 else {FIELD: body}
-        entries.append(Entry(f"1-{place}", fields))
+        entries.append(Entry.of(f"1-{place}", fields))
     return entries
 
 
@@ -120,15 +120,15 @@ def test_a_dead_event_is_applied_and_a_settled_one_is_a_duplicate(kind: Kind, st
 
 
 def test_a_bad_one_says_why_in_the_decoders_words(store: Store) -> None:
-    bad = Entry("1-0", {FIELD: b"{"})
+    bad = Entry.of("1-0", {FIELD: b"{"})
     (prediction,) = Predictor(store).predict([bad])
     assert (prediction.outcome, prediction.reason, prediction.event) == (Predicted.BAD, "bad_json", None)
-    (prediction,) = Predictor(store).predict([Entry("1-0", {b"x": b"y"})])
+    (prediction,) = Predictor(store).predict([Entry.of("1-0", {b"x": b"y"})])
     assert prediction.reason == "no_event_field"
 
 
 def test_only_one_users_events_are_played_when_they_alone_are_given(kind: Kind, store: Store) -> None:
-    batch = [entry(update(1, 1)), entry(update(2, 1)), Entry("1-0", {FIELD: b"{"}), entry(update(1, 2))]
+    batch = [entry(update(1, 1)), entry(update(2, 1)), Entry.of("1-0", {FIELD: b"{"}), entry(update(1, 2))]
     assert [each.outcome for each in Predictor(store).predict_about(1, batch)] == ["superseded", "applied"]
 
 

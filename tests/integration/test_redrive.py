@@ -316,16 +316,16 @@ def test_a_letter_is_safe_to_drop_once_its_version_or_a_newer_one_is_applied(wor
 def test_what_cannot_be_read_at_all_is_never_said_to_be_safe(world: World) -> None:
     deliver(GROUP, world.store, update(1, 9))
     for body in (b"", b"[]", b"null", b"{", b"\xff", b'{"subject":1,"sequence":2,"type":3}', b"[" * 70_000):
-        letter = read(Entry("1-0", {b"raw.event": body}))
+        letter = read(Entry.of("1-0", {b"raw.event": body}))
         about = look(letter, world.store)
         assert (about.type, about.user, about.version, about.superseded) == (None, None, None, None)
-    assert look(read(Entry("1-0", {b"x": b"y"})), world.store).superseded is None
+    assert look(read(Entry.of("1-0", {b"x": b"y"})), world.store).superseded is None
 
 
 def test_the_view_of_the_service_decides(world: World) -> None:
     """A letter is about what its own service reads."""
     assert User2GroupEvent in GroupStore.events
-    letter = read(Entry("1-0", {b"raw.event": encode(update(7, 4, "x" * 255), source=SOURCE)}))
+    letter = read(Entry.of("1-0", {b"raw.event": encode(update(7, 4, "x" * 255), source=SOURCE)}))
     about = look(letter, world.store)
     assert (about.type, about.user, about.version, about.decoded) == ("im.user.updated.v1", 7, 4, True)
     assert about.applied_version == 0

@@ -17,11 +17,11 @@ BODY = (
     b'{"specversion":"1.0","type":"im.user.updated.v1","source":"urn:x","id":"0190","time":"2026-11-23T02:30:00Z",'
     b'"subject":"7","sequence":"0000000000000000012","data":{"id":7,"nickName":"\xe5\xb0\x8f"}}'
 )
-ENTRY = Entry("1795401000007-3", {FIELD: BODY})
+ENTRY = Entry.of("1795401000007-3", {FIELD: BODY})
 
 
 def written(format: str, body: bytes | None = BODY, entry_id: str = ENTRY.id) -> str:
-    return compiled(format)(values(Entry(entry_id, {}), look(body), body, None, 1795401002007))
+    return compiled(format)(values(Entry.of(entry_id, {}), look(body), body, None, 1795401002007))
 
 
 @pytest.mark.parametrize(

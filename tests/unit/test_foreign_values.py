@@ -16,8 +16,8 @@ LAST = "18446744073709551615-18446744073709551615"
 
 def test_an_entry_of_no_known_time_can_be_buried() -> None:
     rejected = Rejected(None, LAST, DeadLetter("bad_json", "no"))
-    written = letter(rejected, Entry(LAST, {b"event": b"{"}), "group", "consumer", 3)
-    record = read(Entry("1-0", written.fields))
+    written = letter(rejected, Entry.of(LAST, {b"event": b"{"}), "group", "consumer", 3)
+    record = read(Entry.of("1-0", written.fields))
     assert (record.published_at, record.source_id, record.deliveries) == ("", LAST, 3)
 
 
