@@ -58,8 +58,8 @@ def projection_schema(name: str, application_id: str, tables: str, group: str) -
 
 
 class Replica(NamedTuple):
-    """A profile as the projection keeps it: `nick_name` and `head_image` are what its rows copy. `deleted` is 0 or 1 and
-    no `bool`, for which SQLite's module searches an adapter.
+    """A profile as the projection keeps it: `nick_name` and `head_image` are what its rows copy. `deleted` is 0 or 1,
+    and no `bool`, for which SQLite's module would search an adapter.
     """
 
     user_id: int
