@@ -20,12 +20,12 @@ from imsync.im.fan_out import SQL as FAN_OUT_SQL
 from imsync.im.fan_out import FanOut, Left, TooManyRows
 from imsync.im.gate import newest
 from imsync.im.user_store import Profile
-from imsync.store.database import Schema, placeholders
+from imsync.store.database import Schema
 from imsync.store.projection import NO_ROOM, CopyState, SourceState
 from imsync.store.settlement import CONFLICT, DEAD
 from imsync.store.settlement import SQL as SETTLEMENT_SQL
 from imsync.store.settling import SETTLED_HOURS, SettlingStore
-from imsync.store.sql import insert_many, load
+from imsync.store.sql import insert_many, load, look_up
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ REPLICA_SQL = load("imsync.im", "replica.sql")
 
 CLOCK_TOLERANCE_MS = 300_000
 """How far the clock of the user service may be thought to step back."""
-
-_LOOKUP_CHUNK = 500
 
 
 def projection_schema(name: str, application_id: str, tables: str, group: str) -> Schema:
@@ -312,10 +310,7 @@ class ProfileProjection(SettlingStore):
         return {row[0]: Replica(*row) for row in self._lookup("replicas", user_ids)}
 
     def _lookup(self, statement: str, user_ids: set[int]) -> Iterable[tuple[Any, ...]]:
-        ids = sorted(user_ids)
-        for start in range(0, len(ids), _LOOKUP_CHUNK):
-            chunk = ids[start : start + _LOOKUP_CHUNK]
-            yield from self._database.query(REPLICA_SQL[statement] + placeholders(len(chunk)), chunk)
+        return look_up(self._database.query, REPLICA_SQL[statement], sorted(user_ids))
 
 
 def _repeats(keys: Sequence[bytes], known: Mapping[bytes, str]) -> set[int]:

@@ -20,9 +20,9 @@ from imsync.im.announcing import announcements
 from imsync.im.events import PROFILE_FIELDS
 from imsync.im.outbox import Outbox, OutboxBacklog, OutboxRow
 from imsync.im.profile import Edit, Profile, ProfileEdit, nobody
-from imsync.store.database import Database, Schema, placeholders
+from imsync.store.database import Database, Schema
 from imsync.store.projection import SourceState
-from imsync.store.sql import load
+from imsync.store.sql import load, look_up
 
 __all__ = [
     "EditReport",
@@ -39,7 +39,6 @@ SQL = load("imsync.im", "user_store.sql")
 SCHEMA = Schema("user store", "IMSU", [SQL["schema"], SQL["schema_2"]])
 
 _NOTHING = dict.fromkeys(PROFILE_FIELDS, "")
-_LOOKUP_CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +230,8 @@ class UserStore(Outbox):
 
     def profiles(self, ids: Iterable[int]) -> dict[int, Profile]:
         """The profiles of those of the ids that exist."""
-        wanted = sorted(ids)
-        found: dict[int, Profile] = {}
-        for start in range(0, len(wanted), _LOOKUP_CHUNK):
-            chunk = wanted[start : start + _LOOKUP_CHUNK]
-            for row in self._database.query(SQL["profiles"] + placeholders(len(chunk)), chunk):
-                found[row[0]] = Profile._make(row)
-        return found
+        rows = look_up(self._database.query, SQL["profiles"], sorted(ids))
+        return {row[0]: Profile._make(row) for row in rows}
 
     def states(self, after: int, limit: int) -> list[SourceState]:
         """At most `limit` users above the id `after`, in rising order, as `verify` compares them."""

@@ -376,8 +376,3 @@ class Database:
             name = getattr(error, "sqlite_errorname", "")
             detail = f" ({name})" if getattr(error, "sqlite_errorcode", 0) > 0xFF else ""
             raise StoreUnusable(f"{self.where}: {error}{detail}", hint) from error
-
-
-def placeholders(count: int) -> str:
-    """The list `(?,?,…)` for an IN."""
-    return f"({','.join('?' * count)})"

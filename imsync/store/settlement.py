@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from imsync.bus.event import Event
 from imsync.bus.outcome import Effect
-from imsync.store.database import Database, placeholders
-from imsync.store.sql import insert_many, load
+from imsync.store.database import Database
+from imsync.store.sql import insert_many, load, look_up
 
 SQL = load("imsync.store", "settlement.sql")
 
@@ -35,7 +35,7 @@ it. Counted beside the outcomes."""
 MAX_SOURCES = 64
 """Sources beyond so many are counted together under the empty name: they come from the outside."""
 
-_LOOKUP_CHUNK = 500
+_LOOK_AHEAD = 500
 _HOUR_MS = 3_600_000
 _STALENESS_HOURS = 48
 
@@ -86,26 +86,17 @@ class SettlementTable:
         if not keys:
             return {}
         # in the normal run of things all these events are newer than what is settled, and one look tells
-        limit = max(_LOOKUP_CHUNK, 2 * len(keys))
+        limit = max(_LOOK_AHEAD, 2 * len(keys))
         newer = self._database.query(SQL["settled_since"], (min(keys), limit))
         if len(newer) < limit:
             wanted = set(keys) if newer else ()
             return {key: outcome for key, outcome in newer if key in wanted}
-        found: dict[bytes, str] = {}
-        for start in range(0, len(keys), _LOOKUP_CHUNK):
-            chunk = keys[start : start + _LOOKUP_CHUNK]
-            found.update(self._database.query(SQL["known"] + placeholders(len(chunk)), chunk))
-        return found
+        return dict(look_up(self._database.query, SQL["known"], keys))
 
     def look_up(self, keys: Collection[bytes]) -> dict[bytes, Settlement]:
         """How those of the events were settled that are."""
-        found: dict[bytes, Settlement] = {}
-        wanted = sorted(keys)
-        for start in range(0, len(wanted), _LOOKUP_CHUNK):
-            chunk = wanted[start : start + _LOOKUP_CHUNK]
-            for key, outcome, entry_id in self._database.query(SQL["settlements"] + placeholders(len(chunk)), chunk):
-                found[key] = Settlement(outcome, entry_id)
-        return found
+        rows = look_up(self._database.query, SQL["settlements"], sorted(keys))
+        return {key: Settlement(outcome, entry_id) for key, outcome, entry_id in rows}
 
     def failures(self, after: bytes, limit: int) -> list[tuple[bytes, Settlement]]:
         """At most `limit` events above a key that are dead or lost, in their order. Reads the whole table."""
@@ -114,13 +105,7 @@ class SettlementTable:
 
     def settled_entries(self, entry_ids: Sequence[str]) -> set[str]:
         """Those of the entries that are settled already. Reads the whole table: for what hardly ever happens."""
-        found: set[str] = set()
-        for start in range(0, len(entry_ids), _LOOKUP_CHUNK):
-            chunk = entry_ids[start : start + _LOOKUP_CHUNK]
-            found.update(
-                row[0] for row in self._database.query(SQL["settled_entries"] + placeholders(len(chunk)), chunk)
-            )
-        return found
+        return {row[0] for row in look_up(self._database.query, SQL["settled_entries"], entry_ids)}
 
     def record(
         self,

@@ -8,7 +8,7 @@ UPDATE …;
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from itertools import chain, islice
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 ROWS_PER_STATEMENT = 100
 """How many rows one INSERT takes. One statement for each row takes half as long again."""
+
+LOOK_UP_AT_ONCE = (1, 10, 100, 500)
+"""For how many values one statement looks. Few different numbers, because each makes a statement of its own, and
+connections keep the last hundred that they saw: 30 KiB each, for the largest."""
 
 _VALUES = re.compile(r"\bVALUES (\([?, ]+\))")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -44,6 +48,21 @@ def insert_many(connection: sqlite3.Connection, statement: str, rows: Iterable[S
     while len(block := list(islice(rest, ROWS_PER_STATEMENT))) == ROWS_PER_STATEMENT:
         connection.execute(_repeated(statement), list(chain.from_iterable(block)))
     connection.executemany(statement, block)
+
+
+def look_up(
+    query: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]], statement: str, values: Sequence[Any]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a reading statement that ends in `IN`, for any number of values.
+
+    Args:
+        query: such as `Database.query`.
+    """
+    for start in range(0, len(values), LOOK_UP_AT_ONCE[-1]):
+        some = list(values[start : start + LOOK_UP_AT_ONCE[-1]])
+        room = next(room for room in LOOK_UP_AT_ONCE if room >= len(some))
+        some += some[-1:] * (room - len(some))  # what is looked for twice is found once
+        yield from query(f"{statement} ({','.join('?' * room)})", some)
 
 
 @lru_cache(maxsize=64)
