@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 from imsync.bus.event import Event
@@ -38,6 +39,7 @@ MAX_SOURCES = 64
 _LOOKUP_CHUNK = 500
 _HOUR_MS = 3_600_000
 _STALENESS_HOURS = 48
+_key = itemgetter(0)
 
 
 Histogram = Mapping[int, Mapping[int, int]]
@@ -80,17 +82,24 @@ class SettlementTable:
         self._database = database
         self._sources: set[str] = set()  # that have tallies of their own; no tally ever goes
         self._hour = 0  # for which old staleness was pruned
+        self._newest = b""  # no key above it is settled, as long as only this object writes
+        self._newest_at: int | None = None  # the `changes` of the file for which that is so
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, str]:
-        """The outcomes of those that are settled already, and perhaps of others."""
+        """The outcomes of those that are settled already, and perhaps of others. To be asked in a transaction."""
         if not keys:
             return {}
-        # in the normal run of things all these events are newer than what is settled, and one look tells
+        # in the normal run of things all these events are newer than what is settled, and one look tells, or none
+        oldest, changes = min(keys), self._database.changes
+        if self._newest_at == changes and oldest > self._newest:
+            return {}
         limit = max(_LOOKUP_CHUNK, 2 * len(keys))
-        newer = self._database.query(SQL["settled_since"], (min(keys), limit))
+        newer = self._database.query(SQL["settled_since"], (oldest, limit))
         if len(newer) < limit:
-            return dict(newer)
-        found: dict[bytes, str] = {}
+            found = dict(newer)
+            self._newest, self._newest_at = max(found, default=oldest), changes
+            return found
+        found = {}
         for start in range(0, len(keys), _LOOKUP_CHUNK):
             chunk = keys[start : start + _LOOKUP_CHUNK]
             found.update(self._database.query(SQL["known"] + placeholders(len(chunk)), chunk))
@@ -123,6 +132,7 @@ class SettlementTable:
 
     def record(self, connection: sqlite3.Connection, settled: Sequence[Settled]) -> None:
         """Records events that are not known yet."""
+        self._newest = max(self._newest, max(map(_key, settled), default=b""))
         insert_many(connection, SQL["record"], (row[:3] for row in settled))
         self.count(connection, Counter((source, outcome) for _, outcome, _, source in settled))
 
@@ -162,7 +172,9 @@ class SettlementTable:
         Args:
             events: (key, entry id) pairs.
         """
-        connection.executemany(SQL["cover"], [(key, COVERED, entry_id) for key, entry_id in events])
+        rows = [(key, COVERED, entry_id) for key, entry_id in events]
+        self._newest = max(self._newest, max((key for key, _, _ in rows), default=b""))
+        connection.executemany(SQL["cover"], rows)
 
     def set_covered(self, connection: sqlite3.Connection, source: str, n: int) -> None:
         """Sets how many events of a source the snapshot covers. What was lost is among them, and is lost no more."""

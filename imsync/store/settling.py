@@ -84,6 +84,7 @@ class SettlingStore:
         self._settled_ms = int(settled_hours * _HOUR_MS)
         self._looked_up_to = b""
         self._meta = self._read_meta()
+        self._meta_at: int | None = None  # the `changes` of the file for which that is what it holds
         self._snapshot = (0, 0), ""
         self._database.on_reopen = self._check_reopened
 
@@ -135,7 +136,7 @@ class SettlingStore:
             connection.execute(SQL["begin_filling"], (store_id,))
             connection.execute(SQL["unfinished"])
             now = self._read_meta()
-        self._meta = now
+        self._meta, self._meta_at = now, None
 
     def cover(self, events: Iterable[tuple[bytes, str]]) -> None:
         """Records events that a snapshot covers, as far as they are not settled, in one transaction. They are not
@@ -180,17 +181,22 @@ class SettlingStore:
             if agrees:
                 self._settlements.end_conflicts(connection)
             connection.execute(SQL["finished"])
+        self._meta_at = None
 
     @contextmanager
     def _settling(self) -> Iterator[sqlite3.Connection]:
         """A write transaction that settles something: it raises the generation by one."""
         with self._database.atomic() as connection:
-            now = self._read_meta()
-            self._check(now)
-            self._snapshot = id_parts(now.position), now.position_source
+            now, changes = self._meta, self._database.changes
+            if self._meta_at != changes:
+                now = self._read_meta()
+                self._check(now)
+                self._snapshot = id_parts(now.position), now.position_source
+            self._meta_at = None  # until it is known that this is committed
             connection.execute(SQL["raise_generation"])
             yield connection
-        self._meta = now._replace(generation=now.generation + 1)
+        if now.generation >= self._meta.generation:  # else another thread has gone on from there
+            self._meta, self._meta_at = now._replace(generation=now.generation + 1), changes
 
     def _read_meta(self) -> StoreMeta:
         ((store_id, generation, position, source, unfinished, tables_version),) = self._database.query(SQL["meta"])
