@@ -34,11 +34,11 @@ def edit(url: str, path: str, rate: str, count: str, big: str = "0") -> None:
         relay = Relay(store, bus.publisher(DESTINATION), at_once=True)
         for number, user_id in paced(user_ids, float(rate), int(count), often=int(big) or None):
             nick_name, image, thumb = fields(number)
-            made = store.edit_many(
-                [ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb)]
-            )
-            times[nick_name] = now_us()
-            relay.deliver(made.last_seq)
+            profile = ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb)
+            with relay.standing_by():
+                made = store.edit_many([profile])
+                times[nick_name] = now_us()
+                relay.deliver(made.last_seq)
     print(json.dumps({"times": times}))
 
 
