@@ -19,6 +19,7 @@ from bench.locks import LockTimes
 from bench.loops.pacing import fields, now_us, paced
 from imsync.bus import Bus, ConsumerOptions, Counts, Outcome, Received
 from imsync.bus.deferred import finish
+from imsync.bus.garbage import collect_rarely
 from imsync.im.events import DESTINATION, IMBaseEvent, User2GroupEvent
 from imsync.im.group_store import GroupStore
 from imsync.im.relay import Relay
@@ -78,6 +79,7 @@ def follow(url: str, path: str, count: str) -> None:
                 options=ConsumerOptions(),
                 on_batch=on_batch,
             )
+            collect_rarely()  # as `imsync consume` does
             consumer.run()
         finish(store)  # stopped behind the last event, it may have left some of the user in very many groups
         store.close()
