@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,7 +151,13 @@ class _Session:
 
     def edit_and_relay(self, edits: Sequence[Edit], stop: threading.Event) -> None:
         """Applies edits in one transaction, and publishes the outbox right after it."""
-        with self._ready_relay().standing_by():
+        from imsync.errors import ImsyncError
+
+        try:
+            standing_by: AbstractContextManager[None] = self._ready_relay().standing_by()
+        except ImsyncError:  # `relay` tells, and the edits are kept
+            standing_by = nullcontext()
+        with standing_by:
             self.edit(edits)
             self.relay(stop)
 

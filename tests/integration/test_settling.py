@@ -219,9 +219,12 @@ def test_an_older_state_that_was_written_over_the_open_file_is_refused(store: St
 # ── what a store remembers of its file ───────────────────────────────────────────────────────────────
 
 
+BEFORE_MS = 1_700_000_000_000
+
+
 def test_what_others_settle_meanwhile_is_known(kind: Kind, path: Path) -> None:
     """Each remembers what is settled, for as long as nobody else writes."""
-    events = [update(1, version) for version in range(1, 9)]
+    events = [update(1, version, event_id=uuid7(BEFORE_MS + version)) for version in range(1, 9)]
     with closing(kind.make(path, create=True)) as one, closing(kind.make(path)) as other:
         for event in events[:3]:
             assert deliver(kind, one, event) == [APPLIED]
@@ -235,13 +238,15 @@ def test_what_others_settle_meanwhile_is_known(kind: Kind, path: Path) -> None:
 
 
 def test_what_it_has_settled_itself_is_known(kind: Kind, path: Path) -> None:
-    events = [update(user_id, 1) for user_id in range(1, 9)]
+    events = [update(user_id, 1, event_id=uuid7(BEFORE_MS + user_id)) for user_id in range(1, 9)]
     with closing(kind.make(path, create=True)) as store:
         for event in (events[1], events[4], events[2]):
             assert deliver(kind, store, event) == [APPLIED]
         assert deliver(kind, store, events[4], events[1], events[2]) == [DUPLICATE] * 3
+        assert deliver(kind, store, events[5]) == [APPLIED]
         store.cover([(events[6].event_id.bytes, "9-0")])
-        assert deliver(kind, store, *events[5:]) == [APPLIED, DUPLICATE, APPLIED]
+        assert deliver(kind, store, events[6]) == [DUPLICATE]
+        assert deliver(kind, store, events[7]) == [APPLIED]
         store.record_lost(["7-0"])
         store.record_lost(["7-0", "8-0"])
         store.record_dead([Rejected(None, "8-0", DeadLetter("invalid", "bad"))])
