@@ -19,6 +19,7 @@ from bench.locks import LockTimes
 from bench.loops.pacing import fields, now_us, paced
 from imsync.bus import Bus, ConsumerOptions, Counts, Outcome, Received
 from imsync.bus.deferred import finish
+from imsync.bus.garbage import collect_rarely
 from imsync.im.events import DESTINATION, IMBaseEvent, User2GroupEvent
 from imsync.im.group_store import GroupStore
 from imsync.im.relay import Relay
@@ -34,11 +35,11 @@ def edit(url: str, path: str, rate: str, count: str, big: str = "0") -> None:
         relay = Relay(store, bus.publisher(DESTINATION), at_once=True)
         for number, user_id in paced(user_ids, float(rate), int(count), often=int(big) or None):
             nick_name, image, thumb = fields(number)
-            made = store.edit_many(
-                [ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb)]
-            )
-            times[nick_name] = now_us()
-            relay.deliver(made.last_seq)
+            profile = ProfileEdit(user_id=user_id, nick_name=nick_name, head_image=image, head_image_thumb=thumb)
+            with relay.standing_by():
+                made = store.edit_many([profile])
+                times[nick_name] = now_us()
+                relay.deliver(made.last_seq)
     print(json.dumps({"times": times}))
 
 
@@ -78,6 +79,7 @@ def follow(url: str, path: str, count: str) -> None:
                 options=ConsumerOptions(),
                 on_batch=on_batch,
             )
+            collect_rarely()  # as `imsync consume` does
             consumer.run()
         finish(store)  # stopped behind the last event, it may have left some of the user in very many groups
         store.close()

@@ -105,12 +105,13 @@ class Library:
             relay = Relay(users, bus.publisher(DESTINATION), at_once=True)
             for first, last in paced(warm, count, rate):
                 due = edits[first:last]
-                made = users.edit_many(due)
-                now = time.monotonic()
+                with relay.standing_by():
+                    made = users.edit_many(due)
+                    now = time.monotonic()
+                    relay.deliver(made.last_seq)
                 for edit in due:
                     versions[edit.user_id] += 1
                     commits.append((edit.user_id, versions[edit.user_id], now))
-                relay.deliver(made.last_seq)
         users.close()
         return {"commits": commits}
 

@@ -5,6 +5,7 @@ The connection is redis-py's, from the client's pool. https://redis.io/docs/late
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +22,64 @@ PIECE_BYTES = 48 * 1024
 timeout for itself."""
 
 
+class Line:
+    """A client's connection, kept for one round trip after another: to give it back to the pool and to get it again
+    takes longer than to send a command.
+
+    Args:
+        client: whose pool the connection comes from. It remains the pool's, which closes it with its own.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._pool: Any = client.connection_pool
+        self._kept: list[Any] = []  # at most one, unless threads came at once
+
+    def take(self) -> Any:
+        """A connection that nobody else uses until it is given back.
+
+        Raises:
+            redis.RedisError: the server cannot be reached.
+        """
+        try:
+            connection = self._kept.pop()
+        except IndexError:
+            return self._pool.get_connection()
+        if connection.pid != os.getpid():  # it is the parent's, and so is what stands in it
+            return self._pool.get_connection()
+        try:
+            if not connection.can_read():
+                return connection
+        except (redis_errors.RedisError, OSError):
+            pass
+        self.drop(connection)  # the server has closed it, or has said what nobody asked for
+        return self._pool.get_connection()
+
+    def give_back(self, connection: Any) -> None:
+        """Keeps a connection for the next round trip."""
+        if self._kept:
+            self._pool.release(connection)
+        else:
+            self._kept.append(connection)
+
+    def drop(self, connection: Any) -> None:
+        """Closes a connection."""
+        connection.disconnect()
+        self._pool.release(connection)
+
+
 class RoundTrip:
     """Commands that differ in their last argument. They are sent piece by piece while the caller does something else,
     as long as it calls `send_some`; `results` sends what is left.
 
     Args:
-        client: whose pool the connection comes from.
+        line: where the connection comes from.
         where: what error messages call the server.
         command: what all commands begin with.
         last: the last argument of each.
     """
 
-    def __init__(self, client: Redis, where: str, command: tuple[bytes, ...], last: Iterable[bytes]) -> None:
-        self._pool: Any = client.connection_pool
+    def __init__(self, line: Line, where: str, command: tuple[bytes, ...], last: Iterable[bytes]) -> None:
+        self._line = line
         self._where = where
         self._pieces = _pieces(command, last)
         self._connection: Any = None
@@ -64,7 +110,9 @@ class RoundTrip:
             except BaseException:
                 self.abandon()
                 raise
-        self._give_back()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._line.give_back(connection)
         return [
             as_imsync_error(reply, self._where) if isinstance(reply, redis_errors.RedisError) else reply.decode()
             for reply in replies
@@ -72,20 +120,15 @@ class RoundTrip:
 
     def abandon(self) -> None:
         """Breaks the connection: whoever got it next would read what was meant for this one."""
-        if self._connection is not None:
-            self._connection.disconnect()
-            self._give_back()
-
-    def _give_back(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._pool.release(connection)
+            self._line.drop(connection)
 
     def _send_piece(self) -> bool:
         """Whether there was any."""
         for count, piece in self._pieces:
             if self._connection is None:
-                self._connection = self._pool.get_connection()
+                self._connection = self._line.take()
             self._connection.send_packed_command([piece])
             self._sent += count
             return True

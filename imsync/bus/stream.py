@@ -25,7 +25,7 @@ from imsync.bus.entry import (
 )
 from imsync.bus.replies import ReadAhead, name_of, parsed_entries, pending_entry, raw_name, read_entries
 from imsync.bus.request import Command, Request
-from imsync.bus.roundtrip import RoundTrip
+from imsync.bus.roundtrip import Line, RoundTrip
 from imsync.errors import ImsyncError, RedisRefused
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Stream:
         self.key = key
         self.where = where
         self._client: Any = client
+        self._line = Line(client)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,7 +82,7 @@ class Stream:
 
     def start_append(self, bodies: Sequence[bytes]) -> RoundTrip:
         """Begins what `append_many` does. The results are to be asked for."""
-        return RoundTrip(self._client, self.where, (b"XADD", self.key.encode(), b"*", FIELD), bodies)
+        return RoundTrip(self._line, self.where, (b"XADD", self.key.encode(), b"*", FIELD), bodies)
 
     def acknowledge(self, group: str, ids: Sequence[str], *, noting: Command | None = None) -> int:
         """XACK; how many were pending until now.

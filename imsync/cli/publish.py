@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,6 +149,18 @@ class _Session:
             if self._failures == 1:
                 self.run.out.note(f"{error.message}; the edits are kept in the outbox and will be sent later")
 
+    def edit_and_relay(self, edits: Sequence[Edit], stop: threading.Event) -> None:
+        """Applies edits in one transaction, and publishes the outbox right after it."""
+        from imsync.errors import ImsyncError
+
+        try:
+            standing_by: AbstractContextManager[None] = self._ready_relay().standing_by()
+        except ImsyncError:  # `relay` tells, and the edits are kept
+            standing_by = nullcontext()
+        with standing_by:
+            self.edit(edits)
+            self.relay(stop)
+
     def _ready_relay(self) -> Relay:
         from imsync.bus.publisher import Publisher
         from imsync.im.events import DESTINATION
@@ -225,8 +238,7 @@ def _simulate(session: _Session, count: int, rate: float | None, seed: int) -> N
         for chunk in _paced(edits, stop) if rate is not None else _chunks(edits):
             if stop.is_set():
                 break
-            session.edit(chunk)
-            session.relay(stop)
+            session.edit_and_relay(chunk, stop)
             advance(len(chunk))
     made = session.accepted + session.unchanged + len(session.rejected)
     if made < count:

@@ -23,6 +23,9 @@ WHERE friend_id = ?3 AND (friend_nick_name <> ?1 OR friend_head_image <> ?2);
 -- Of each of these users, counted no further than so many.
 SELECT value, (SELECT count(*) FROM (SELECT 1 FROM im_friend WHERE friend_id = value LIMIT ?2)) FROM json_each(?1);
 
+-- name: count_rows_of
+SELECT ?1, (SELECT count(*) FROM (SELECT 1 FROM im_friend WHERE friend_id = ?1 LIMIT ?2));
+
 -- name: look_ahead
 -- The last of the next rows of a fan-out, and how many they are.
 SELECT max(user_id), count(*) FROM (

@@ -30,6 +30,9 @@ WHERE user_id = ?3 AND (user_nick_name <> ?1 OR head_image <> ?2);
 -- Of each of these users, counted no further than so many.
 SELECT value, (SELECT count(*) FROM (SELECT 1 FROM im_group_member WHERE user_id = value LIMIT ?2)) FROM json_each(?1);
 
+-- name: count_rows_of
+SELECT ?1, (SELECT count(*) FROM (SELECT 1 FROM im_group_member WHERE user_id = ?1 LIMIT ?2));
+
 -- name: look_ahead
 -- The last of the next rows of a fan-out, and how many they are.
 SELECT max(group_id), count(*) FROM (

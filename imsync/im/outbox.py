@@ -98,6 +98,11 @@ class Outbox:
         """The oldest rows that wait to be sent, in the order of the edits."""
         return [OutboxRow._make(row) for row in self._database.query(SQL["unsent"], (after_seq, limit))]
 
+    def unsent_and_state(self, limit: int, after_seq: int = 0) -> tuple[list[OutboxRow], tuple[int, int] | None]:
+        """What `unsent` and `sending_state` return, of one moment. Without rows it does not say in which state."""
+        found = self._database.query(SQL["unsent_and_state"], (after_seq, limit))
+        return [OutboxRow._make(row[:3]) for row in found], found[0][3:] if found else None
+
     def mark_sent(self, sent: Iterable[tuple[int, str]]) -> int:
         """Notes (seq, entry id) pairs of one round trip as published, in the order in which they were sent; how many
         were not noted before.
@@ -108,15 +113,16 @@ class Outbox:
         seqs = [seq for seq, _ in pairs]
         with self._database.atomic() as connection:
             (last,) = connection.execute(SQL["last_place"]).fetchone()
-            if seqs == list(range(seqs[0], seqs[0] + len(seqs))):  # as they mostly are: then one statement does
+            if len(pairs) == 1:
+                noted = connection.execute(SQL["mark_sent"], (pairs[0][1], now, last + 1, seqs[0])).rowcount
+            elif seqs == list(range(seqs[0], seqs[0] + len(seqs))):  # as they mostly are: then one statement does
                 ids = json.dumps([entry_id for _, entry_id in pairs])
                 noted = connection.execute(SQL["mark_run_sent"], (now, last + 1, seqs[0], ids)).rowcount
             else:
                 rows = [(entry_id, now, place, seq) for place, (seq, entry_id) in enumerate(pairs, start=last + 1)]
                 noted = connection.executemany(SQL["mark_sent"], rows).rowcount
             if noted:
-                connection.execute(SQL["begin_round_trip"], (last + 1,))
-                connection.execute(SQL["add_to_counter"], (noted, "published"))
+                connection.execute(SQL["count_round_trip"], (last + 1, noted))
         return noted
 
     def backlog(self) -> OutboxBacklog:

@@ -7,6 +7,12 @@ SELECT coalesce(max(seq), 0) FROM outbox;
 -- name: unsent
 SELECT seq, user_id, body FROM outbox WHERE sent_ms IS NULL AND seq > ? ORDER BY seq LIMIT ?;
 
+-- name: unsent_and_state
+-- The same, and in every row what `sending_state` finds at that moment.
+SELECT seq, user_id, body, (SELECT coalesce(max(place), 0) FROM outbox WHERE place IS NOT NULL),
+       (SELECT n FROM counter WHERE name = 'resent')
+FROM outbox WHERE sent_ms IS NULL AND seq > ? ORDER BY seq LIMIT ?;
+
 -- name: backlog
 SELECT count(*), min(created_ms) FROM outbox WHERE sent_ms IS NULL;
 
@@ -35,9 +41,9 @@ UPDATE outbox SET entry_id = ?, sent_ms = ?, place = ? WHERE seq = ? AND sent_ms
 UPDATE outbox SET sent_ms = ?1, place = ?2 + sent.key, entry_id = sent.value
 FROM json_each(?4) AS sent WHERE outbox.seq = ?3 + sent.key AND sent_ms IS NULL;
 
--- name: begin_round_trip
--- The place that the newest round trip begins with.
-UPDATE counter SET n = ? WHERE name = 'round_trip';
+-- name: count_round_trip
+-- The place that the newest round trip begins with, and how many rows it has published.
+UPDATE counter SET n = CASE name WHEN 'round_trip' THEN ?1 ELSE n + ?2 END WHERE name IN ('round_trip', 'published');
 
 -- name: sending_state
 -- A round trip adds places at the end; who makes room there first counts what is sent again.

@@ -12,13 +12,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import IO
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 
 from imsync.bus.publisher import Publisher
 from imsync.bus.retry import Backoff
 from imsync.bus.telemetry import Relayed, RelayTrouble, Resent
-from imsync.errors import ImsyncError, InfrastructureError, RedisRefused
+from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, StoreUnusable
 from imsync.im.loss import LossCheck
 from imsync.im.outbox import OutboxRow
 from imsync.im.pruning import Pruning
@@ -89,6 +88,8 @@ class Relay:
         self._next_look = float("-inf")
         self._looked_at: tuple[int, int] | None = None
         self._alone = False
+        self._stands_by = False
+        self._standing = ExitStack()
         self._sent: list[tuple[int, str]] = []
         self.published = 0
         """How many rows it has noted as sent, those before an error included."""
@@ -111,9 +112,11 @@ class Relay:
         refused: ImsyncError | None = None
         held_back: set[int] = set()
         total += self._note_what_was_sent()
-        while not _told(stop) and not self._asked_to_pause():
-            rows = self._store.unsent(self._batch, after)
-            if not (rows and self._has_just_looked()) and self._look(idle=not rows):
+        has_asked = self._stands_by
+        while not _told(stop) and (has_asked or not self._asked_to_pause()):
+            has_asked = False
+            rows, has_just_looked = self._waiting(after)
+            if not has_just_looked and self._look(idle=not rows):
                 losses += 1
                 if losses > MOST_LOSSES:
                     raise self._trimmed_by_somebody()
@@ -140,9 +143,14 @@ class Relay:
             self._looked_at = self._store.sending_state()
         return lost
 
-    def _has_just_looked(self) -> bool:
-        """Whether the last look was good, and no round trip of anybody came after it."""
-        return self._looked_at is not None and self._looked_at == self._store.sending_state()
+    def _waiting(self, after_seq: int) -> tuple[list[OutboxRow], bool]:
+        """The rows of the next round trip, and if there are any, whether the last look was good and no round trip of
+        anybody came after it.
+        """
+        if self._looked_at is None:
+            return self._store.unsent(self._batch, after_seq), False
+        rows, state = self._store.unsent_and_state(self._batch, after_seq)
+        return rows, self._looked_at == state
 
     def _note_loss(self, rows: int) -> None:
         self.resent += rows
@@ -205,12 +213,13 @@ class Relay:
         waits_at: int | None = None
         deadline, published_before = 0.0, self.published
         while not _told(stop):
-            with self._lock() as lock:
-                if lock:
+            with self._turn() as turn:
+                if turn:
                     self.drain(stop)
                     if not self._asked_to_pause():
                         self._prune(stop)
                         return self.published - published_before
+                    self._stand_down()
             first = self._store.unsent(1)
             if not first or first[0].seq > up_to_seq:
                 return self.published - published_before
@@ -225,6 +234,32 @@ class Relay:
                 raise ImsyncError("another relay holds the outbox and is not getting on", "see `imsync status`")
             time.sleep(POLL_SECONDS)
         return self.published - published_before
+
+    @contextmanager
+    def standing_by(self) -> Iterator[None]:
+        """For an edit and its delivery: what has to be done before a round trip, whatever is sent, is done before the
+        edit. Its event is in the stream so much sooner after its commit. While the block runs, no other relay publishes
+        from this outbox.
+
+        When another one has its turn, or the lock is in trouble, the block runs all the same, and `deliver` tells.
+        """
+        with ExitStack() as held:
+            with suppress(StoreUnusable):
+                self._stands_by = held.enter_context(self._lock()) and not self._asked_to_pause()
+            self._standing = held
+            try:
+                if not self._stands_by:
+                    self._stand_down()
+                yield
+            finally:
+                self._stand_down()
+
+    def _stand_down(self) -> None:
+        self._stands_by = False
+        self._standing.close()
+
+    def _turn(self) -> AbstractContextManager[bool]:
+        return nullcontext(True) if self._stands_by else self._lock()
 
     def _prune(self, stop: threading.Event | None) -> None:
         try:
@@ -323,7 +358,7 @@ class Relay:
         with self._lock(PAUSE, fcntl.LOCK_SH) as free:
             return not free
 
-    def _lock(self, suffix: str = LOCK, kind: int = fcntl.LOCK_EX) -> AbstractContextManager[IO[bytes] | None]:
+    def _lock(self, suffix: str = LOCK, kind: int = fcntl.LOCK_EX) -> AbstractContextManager[bool]:
         return locked(f"{self._store.path}{suffix}", kind)
 
 

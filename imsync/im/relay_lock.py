@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,18 +48,19 @@ class Holder:
 
 
 @contextmanager
-def locked(path: Path | str, kind: int = fcntl.LOCK_EX) -> Iterator[IO[bytes] | None]:
-    """A lock for as long as the block runs; None when another holds it. One that nobody else may hold is given this
-    process's name.
+def locked(path: Path | str, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """A lock for as long as the block runs; whether this process has it, and no other does. One that nobody else may
+    hold is given this process's name.
 
     Raises:
         StoreUnusable: the file cannot be locked.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "rb+", buffering=0)
+        # a bare descriptor: an edit waits for this between its commit and its XADD
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(path, error) from error
-    with file:
+    try:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -70,15 +72,22 @@ def locked(path: Path | str, kind: int = fcntl.LOCK_EX) -> Iterator[IO[bytes] | 
         if held and kind == fcntl.LOCK_EX:
             with suppress(OSError):  # a full disk keeps no relay from its work
                 _sign(file)
-        yield file if held else None
+        yield held
+    finally:
+        os.close(file)
 
 
-def _sign(file: IO[bytes]) -> None:
+def _sign(file: int) -> None:
     """Writes this process's name, unless it stands there: to cut a file short is what takes longest of all."""
-    name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
-    if os.pread(file.fileno(), _MAX_BYTES, 0) != name:
-        os.ftruncate(file.fileno(), 0)
-        os.pwrite(file.fileno(), name, 0)
+    name = _name_of(os.getpid())
+    if os.pread(file, _MAX_BYTES, 0) != name:
+        os.ftruncate(file, 0)
+        os.pwrite(file, name, 0)
+
+
+@lru_cache(maxsize=1)
+def _name_of(pid: int) -> bytes:
+    return json.dumps({"host": socket.gethostname(), "pid": pid}).encode()
 
 
 def holder(path: Path | str) -> Holder | None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from imsync.errors import StoreUnusable
 from imsync.store.watch import FileWatch, Identity
@@ -128,14 +128,19 @@ class Database:
         self._log_lost = False
         self._first: Identity | None = None
         self._last: FileWatch | None = None
+        self._data_version: int | None = None
+        self.changes = 0
+        """Another number whenever others have written to the file, or it was opened anew: right in a transaction."""
         if create:
             self._make_file()
         elif not path.is_file():
             others = any(path.parent.glob("*.db")) if path.parent.is_dir() else False
             hint = schema.remedy if others else "run `imsync init` first, or check --data-dir"
             raise StoreUnusable(f"there is no {schema.name} at {path}", hint)
-        with self._translated():
+        try:
             self._open(create=create)
+        except sqlite3.DatabaseError as error:
+            self._raise_translated(error)
         self._first = self._watch.identity
 
     @property
@@ -154,22 +159,25 @@ class Database:
                 deleted or replaced, or another imsync has migrated it. Nothing was changed, or nothing that anybody
                 will find.
         """
-        with self._lock, self._translated():
-            connection = self._ready()
-            connection.execute("BEGIN IMMEDIATE")
-            self._writing = True
+        with self._lock:
             try:
-                self._check_version(connection)
-                yield connection
-                if not connection.in_transaction:  # commit() would not mind
-                    raise self._unusable("was rolled back in the middle of a transaction", "nothing was changed")
-                connection.commit()  # not as a statement, which would stay in the cache, at an effect's disposal
-            except BaseException:
-                self._roll_back(connection)
-                raise
-            finally:
-                self._writing = False
-            self._confirm(connection)
+                connection = self._ready()
+                connection.execute("BEGIN IMMEDIATE")
+                self._writing = True
+                try:
+                    self._note_changes(connection)
+                    yield connection
+                    if not connection.in_transaction:  # commit() would not mind
+                        raise self._unusable("was rolled back in the middle of a transaction", "nothing was changed")
+                    connection.commit()  # not as a statement, which would stay in the cache, at an effect's disposal
+                except BaseException:
+                    self._roll_back(connection)
+                    raise
+                finally:
+                    self._writing = False
+                self._confirm(connection)
+            except sqlite3.DatabaseError as error:
+                self._raise_translated(error)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a reading statement.
@@ -177,8 +185,11 @@ class Database:
         Raises:
             StoreUnusable: as `atomic`.
         """
-        with self._lock, self._translated():
-            return self._ready().execute(sql, parameters).fetchall()
+        with self._lock:
+            try:
+                return self._ready().execute(sql, parameters).fetchall()
+            except sqlite3.DatabaseError as error:
+                self._raise_translated(error)
 
     def close(self) -> None:
         """Closes the file."""
@@ -208,6 +219,7 @@ class Database:
                 f"move {self.path.name}-wal and {self.path.name}-shm away",
             )
         self._watch = watch
+        self._data_version = None  # it is the connection's
         # mode=rw: a file that is deleted in this moment is not made anew, and empty
         connection = self._connection = sqlite3.connect(
             f"{Path(self._location).as_uri()}?mode=rw",
@@ -256,6 +268,14 @@ class Database:
     @property
     def _latest(self) -> int:
         return len(self.schema.migrations)
+
+    def _note_changes(self, connection: sqlite3.Connection) -> None:
+        """Finds out whether others have written, in a transaction. https://www.sqlite.org/pragma.html#pragma_data_version"""
+        (data_version,) = connection.execute("PRAGMA data_version").fetchone()
+        if data_version != self._data_version:
+            self._check_version(connection)
+            self._data_version = data_version
+            self.changes += 1
 
     def _check_version(self, connection: sqlite3.Connection) -> None:
         # also in the middle of the day: another imsync may migrate the file while this one has it open
@@ -362,17 +382,13 @@ class Database:
     def _unusable(self, what: str, hint: str) -> StoreUnusable:
         return StoreUnusable(f"{self.where} {what}", hint)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-                raise  # a defect of ours, not of the disk
-            code = code_of(error)
-            if code in _HINTS and code not in _WAITING:
-                self._drop(suspect=code in _DAMAGE)
-            hint = _HINTS.get(code, "check the file and its folder").format(remedy=self.schema.remedy)
-            name = getattr(error, "sqlite_errorname", "")
-            detail = f" ({name})" if getattr(error, "sqlite_errorcode", 0) > 0xFF else ""
-            raise StoreUnusable(f"{self.where}: {error}{detail}", hint) from error
+    def _raise_translated(self, error: sqlite3.DatabaseError) -> NoReturn:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            raise error  # a defect of ours, not of the disk
+        code = code_of(error)
+        if code in _HINTS and code not in _WAITING:
+            self._drop(suspect=code in _DAMAGE)
+        hint = _HINTS.get(code, "check the file and its folder").format(remedy=self.schema.remedy)
+        name = getattr(error, "sqlite_errorname", "")
+        detail = f" ({name})" if getattr(error, "sqlite_errorcode", 0) > 0xFF else ""
+        raise StoreUnusable(f"{self.where}: {error}{detail}", hint) from error

@@ -80,17 +80,23 @@ class SettlementTable:
         self._database = database
         self._sources: set[str] = set()  # that have tallies of their own; no tally ever goes
         self._hour = 0  # for which old staleness was pruned
+        self._newest = b""  # no key above it is settled, as long as only this object writes
+        self._newest_at: int | None = None  # the `changes` of the file for which that is so
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, str]:
-        """The outcomes of those that are settled already."""
+        """The outcomes of those that are settled already. To be asked in a transaction."""
         if not keys:
             return {}
-        # in the normal run of things all these events are newer than what is settled, and one look tells
+        # in the normal run of things all these events are newer than what is settled, and one look tells, or none
+        oldest, changes = min(keys), self._database.changes
+        if self._newest_at == changes and oldest > self._newest:
+            return {}
         limit = max(_LOOK_AHEAD, 2 * len(keys))
-        newer = self._database.query(SQL["settled_since"], (min(keys), limit))
+        newer = dict(self._database.query(SQL["settled_since"], (oldest, limit)))
         if len(newer) < limit:
+            self._newest, self._newest_at = max(newer, default=oldest), changes
             wanted = set(keys) if newer else ()
-            return {key: outcome for key, outcome in newer if key in wanted}
+            return {key: outcome for key, outcome in newer.items() if key in wanted}
         return dict(look_up(self._database.query, SQL["known"], keys))
 
     def look_up(self, keys: Collection[bytes]) -> dict[bytes, Settlement]:
@@ -110,18 +116,17 @@ class SettlementTable:
     def record(
         self,
         connection: sqlite3.Connection,
-        rows: Iterable[tuple[bytes, str, str]],
-        tallies: Mapping[tuple[str, str], int],
+        keys: Sequence[bytes],
+        outcomes: Sequence[str],
+        entry_ids: Sequence[str],
+        sources: Sequence[str],
     ) -> None:
-        """Records events that are not known yet.
-
-        Args:
-            rows: (key, outcome, entry id) of each.
-            tallies: how many they are, by (source, outcome).
-        """
+        """Records events that are not known yet. The arguments are columns: the first event is the first in each."""
+        self._newest = max(self._newest, *keys)
         # a bytearray is bound as it is; for bytes SQLite's module searches an adapter, which takes as long as the rest
-        insert_many(connection, SQL["record"], ((bytearray(key), outcome, entry) for key, outcome, entry in rows))
-        self.count(connection, tallies)
+        rows = zip(map(bytearray, keys), outcomes, entry_ids, strict=True)
+        insert_many(connection, SQL["record"], rows)
+        self.count(connection, Counter(zip(sources, outcomes, strict=True)))
 
     def note_copies(self, connection: sqlite3.Connection, copies: Iterable[tuple[bytes, str]]) -> None:
         """Notes further entries of events that are settled: the newest one is kept, so that an event is not forgotten
@@ -159,7 +164,9 @@ class SettlementTable:
         Args:
             events: (key, entry id) pairs.
         """
-        connection.executemany(SQL["cover"], [(key, COVERED, entry_id) for key, entry_id in events])
+        rows = [(key, COVERED, entry_id) for key, entry_id in events]
+        self._newest = max(self._newest, max((key for key, _, _ in rows), default=b""))
+        connection.executemany(SQL["cover"], rows)
 
     def set_covered(self, connection: sqlite3.Connection, source: str, n: int) -> None:
         """Sets how many events of a source the snapshot covers. What was lost is among them, and is lost no more."""

@@ -85,6 +85,7 @@ class SettlingStore:
         self._settled_ms = int(settled_hours * _HOUR_MS)
         self._looked_up_to = b""
         self._meta = self._read_meta()
+        self._meta_at: int | None = None  # the `changes` of the file for which that is what it holds
         self._snapshot = (0, 0), ""
         self._database.on_reopen = self._check_reopened
 
@@ -136,7 +137,7 @@ class SettlingStore:
             connection.execute(SQL["begin_filling"], (store_id,))
             connection.execute(SQL["unfinished"])
             now = self._read_meta()
-        self._meta = now
+        self._meta, self._meta_at = now, None
 
     def cover(self, events: Iterable[tuple[bytes, str]]) -> None:
         """Records events that a snapshot covers, as far as they are not settled, in one transaction. They are not
@@ -181,17 +182,22 @@ class SettlingStore:
             if agrees:
                 self._settlements.end_conflicts(connection)
             connection.execute(SQL["finished"])
+        self._meta_at = None
 
     @contextmanager
     def _settling(self) -> Iterator[sqlite3.Connection]:
         """A write transaction that settles something: it raises the generation by one."""
         with self._database.atomic() as connection:
-            now = self._read_meta()
-            self._check(now)
-            self._snapshot = id_parts(now.position), now.position_source
+            now, changes = self._meta, self._database.changes
+            if self._meta_at != changes:
+                now = self._read_meta()
+                self._check(now)
+                self._snapshot = id_parts(now.position), now.position_source
+            self._meta_at = None  # until it is known that this is committed
             connection.execute(SQL["raise_generation"])
             yield connection
-        self._meta = now._replace(generation=now.generation + 1)
+        if now.generation >= self._meta.generation:  # else another thread has gone on from there
+            self._meta, self._meta_at = now._replace(generation=now.generation + 1), changes
 
     def _read_meta(self) -> StoreMeta:
         ((store_id, generation, position, source, unfinished, tables_version),) = self._database.query(SQL["meta"])
@@ -276,7 +282,8 @@ class SettlingStore:
         for row in rows:
             if row.key not in known:
                 new.setdefault(row.key, row)
-        self._record_new(connection, list(new.values()))
+        if new:
+            self._record_new(connection, *zip(*new.values(), strict=True))
         self._settlements.note_copies(connection, ((row.key, row.entry_id) for row in rows))
 
     def _record(
@@ -302,10 +309,7 @@ class SettlingStore:
         if known or len(texts) < len(kinds) or _DUPLICATE in texts.values():
             self._record_some(connection, list(map(Settled, keys, effects, entry_ids, sources)), known)
         else:
-            self._settlements.record(
-                connection, zip(keys, effects, entry_ids, strict=True), Counter(zip(sources, effects, strict=True))
-            )
-            self._lower_covered(connection, entry_ids, sources)
+            self._record_new(connection, keys, effects, entry_ids, sources)
 
     def _record_some(
         self, connection: sqlite3.Connection, settled: Sequence[Settled], known: Mapping[bytes, str]
@@ -326,20 +330,23 @@ class SettlingStore:
                 copies.append((row.key, max(row.entry_id, f"{clock.now_ms()}-0", key=id_parts)))
             else:
                 new.append(row)
-        self._record_new(connection, new)
+        if new:
+            self._record_new(connection, *zip(*new, strict=True))
         if revived:
             self._settlements.change(connection, revived)
         if copies:
             self._settlements.note_copies(connection, copies)
             self._settlements.count(connection, repeats)
 
-    def _record_new(self, connection: sqlite3.Connection, rows: Sequence[Settled]) -> None:
-        tallies = Counter((row.source, row.outcome) for row in rows)
-        self._settlements.record(connection, (row[:3] for row in rows), tallies)
-        self._lower_covered(connection, [row.entry_id for row in rows], [row.source for row in rows])
-
-    def _lower_covered(self, connection: sqlite3.Connection, entry_ids: Sequence[str], sources: Sequence[str]) -> None:
-        """Takes entries that were settled after all from those that the snapshot covers."""
+    def _record_new(
+        self,
+        connection: sqlite3.Connection,
+        keys: Sequence[bytes],
+        outcomes: Sequence[str],
+        entry_ids: Sequence[str],
+        sources: Sequence[str],
+    ) -> None:
+        self._settlements.record(connection, keys, outcomes, entry_ids, sources)
         position, source = self._snapshot
         if position != NOWHERE:
             pairs = zip(sources, entry_ids, strict=True)

@@ -68,6 +68,7 @@ class FileWatch:
     def log_is_lost(self) -> bool:
         """Whether the log was deleted or replaced: what was committed since is in no file that has a name."""
         try:
-            return identity(self._log_path) != self._log
+            status = os.stat(self._log_path)
         except OSError:
             return True
+        return self._log is None or status.st_ino != self._log.inode or status.st_dev != self._log.device

@@ -57,6 +57,34 @@ def test_a_commit_into_a_file_that_is_lost_meanwhile_is_not_believed(path: Path,
             write()
 
 
+def test_it_tells_when_others_have_written(path: Path, tmp_path: Path) -> None:
+    def write(database: Database) -> int:
+        with database.atomic() as connection:
+            connection.execute("INSERT INTO t DEFAULT VALUES")
+            return database.changes
+
+    with closing(Database(path, SCHEMA, create=True)) as one, closing(Database(path, SCHEMA)) as other:
+        before = write(one)
+        assert write(one) == write(one) == before, "what it writes itself it knows"
+        write(other)
+        after = write(one)
+        assert after != before
+        sql(path, "PRAGMA wal_checkpoint")
+        other.query("SELECT count(*) FROM t")
+        assert write(one) in (after, after + 1), "to be careful does no harm"
+        with pytest.raises(ZeroDivisionError), one.atomic():
+            raise ZeroDivisionError
+        settled = write(one)
+        assert write(one) == settled
+        one.on_reopen = lambda: None
+        assert sql(path, "VACUUM INTO ?", (str(tmp_path / "copy.db"),)) == []
+        other.close()
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink()
+        (tmp_path / "copy.db").rename(path)
+        assert write(one) != settled, "it was opened anew"
+
+
 def test_a_file_that_is_deleted_while_it_is_being_opened_is_not_made_anew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,20 @@ def test_each_piece_is_durable_and_anybody_goes_on(kind: Kind, store: Store) -> 
     assert_rows_equal_the_replica(kind, store)
 
 
+@pytest.mark.parametrize("who", ["itself", "another"])
+def test_what_was_put_off_is_ended_by_whoever_writes_all(kind: Kind, store: Store, who: str) -> None:
+    """Also by one that has known for long that nothing is put off."""
+    fill(kind, store, {1: 5, 2: 1})
+    with small():
+        for version in range(1, 4):
+            deliver(kind, store, update(2, version))
+        with closing(kind.make(store.path)) as another:
+            deliver(kind, another if who == "another" else store, update(1, 1))
+        assert store.put_off.users == 1
+    deliver(kind, store, update(1, 2))  # by now five rows are not many
+    assert (store.put_off.users, names(kind, store)) == (0, ["name 2"] * 5)
+
+
 def test_a_newer_version_goes_on_where_the_older_one_stands_and_comes_round(kind: Kind, store: Store) -> None:
     fill(kind, store, {1: 6})
     with small():

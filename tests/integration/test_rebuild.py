@@ -495,7 +495,7 @@ def test_nothing_is_published_while_the_group_is_brought_up_to_date(
     def publish_meanwhile(store: GroupStore, batch: Any) -> Any:
         assert other.edit_many(names(13, 14, "c")).accepted == 2
         with Relay(other, world.bus.publisher(DESTINATION))._lock() as lock:
-            tried.append("held" if lock is None else "free")
+            tried.append("free" if lock else "held")
         return apply(store, batch)
 
     monkeypatch.setattr(GroupStore, "apply", publish_meanwhile)

@@ -7,8 +7,9 @@ import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from imsync.bus.stream import Stream
 from imsync.errors import ImsyncError, InfrastructureError, RedisRefused, RedisUnreachable, StoreUnusable
 from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.relay import Order, Relay
+from imsync.im.relay_lock import PAUSE
 from imsync.im.user_store import OutboxRow, ProfileEdit, UserStore
 from tests.servers import LossyProxy, Server, Spawn, StartServer, eventually
 from tests.stores import PEOPLE, hear, latest_event, nick, outbox_events, sql
@@ -358,14 +360,14 @@ def test_what_another_relay_published_already_is_not_waited_for(
     rig = rigged(server.url)
     last_seq = store.edit_many(edits(2)).last_seq
     with rig.relay._lock() as lock:
-        assert lock is not None
+        assert lock
         other = Relay(store, Publisher(rig.stream, store.source))
         with other._lock() as second:
-            assert second is None
+            assert not second
         rig.relay.drain()
         assert other.deliver(last_seq, patience_seconds=0.0) == 0
     with other._lock() as freed:
-        assert freed is not None
+        assert freed
     assert (Path(f"{store.path}.relay-lock").stat().st_mode & 0o777) == 0o600
 
 
@@ -458,6 +460,87 @@ def test_a_relay_at_work_gives_way_and_goes_on(store: UserStore, server: Server,
     stop.set()
     worker.join(10)
     assert rig.stream.length() == 2010, "nothing was sent twice"
+
+
+# ── standing by ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_stands_by_has_no_lock_to_take_between_the_commit_and_the_round_trip(
+    store: UserStore, server: Server, rigged: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, happened = rigged(server.url), list[str]()
+    append, take = rig.stream.append_many, rig.relay._lock
+
+    def appending(bodies: Sequence[bytes]) -> list[str | ImsyncError]:
+        happened.append("XADD")
+        return append(bodies)
+
+    def taking(*arguments: Any) -> AbstractContextManager[bool]:
+        happened.append("lock")
+        return take(*arguments)
+
+    monkeypatch.setattr(rig.stream, "append_many", appending)
+    monkeypatch.setattr(rig.relay, "_lock", taking)
+    other = Relay(store, Publisher(rig.stream, store.source))
+    with rig.relay.standing_by():
+        with other._lock() as free:
+            assert not free, "nobody else may publish meanwhile"
+        report = store.edit_many(edits(2))
+        happened.append("edit")
+        assert rig.relay.deliver(report.last_seq) == 2
+    assert happened[happened.index("edit") :][:2] == ["edit", "XADD"]
+    assert other.deliver(store.edit_many(edits(4)).last_seq, patience_seconds=0.0) > 0, "the lock is free again"
+    assert rig.relay.deliver(store.edit_many(edits(2)).last_seq) == 2, "as ever, without standing by"
+
+
+def test_who_stands_by_while_another_has_its_turn_edits_all_the_same(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url)
+    other = Relay(store, Publisher(rig.stream, store.source))
+    with other.standing_by(), rig.relay.standing_by():
+        report = store.edit_many(edits(2))
+        with pytest.raises(ImsyncError, match="another relay holds the outbox"):
+            rig.relay.deliver(report.last_seq, patience_seconds=0.0)
+        assert other.deliver(report.last_seq) == 2
+        assert rig.relay.deliver(report.last_seq) == 0, "it is published by now"
+    with other.alone(), rig.relay.standing_by():
+        report = store.edit_many(edits(4))
+        with pytest.raises(ImsyncError, match="relays pause"):
+            rig.relay.deliver(report.last_seq, patience_seconds=0.0)
+        assert (rig.stream.length(), store.backlog().unsent) == (2, report.accepted)
+    assert rig.relay.deliver(report.last_seq) == report.accepted
+
+
+def test_who_stands_by_gives_way_to_whoever_wants_to_be_alone(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    """It does not hold the lock that the other waits for."""
+    rig, other = rigged(server.url, batch=1), Relay(store, Publisher(rigged(server.url).stream, store.source))
+    with ExitStack() as held:
+        assert other._taken(PAUSE, held)
+        with rig.relay.standing_by(), other._lock() as free:
+            assert free
+    with rig.relay.standing_by(), ExitStack() as held:
+        last_seq = store.edit_many(edits(2)).last_seq
+        assert other._taken(PAUSE, held)
+        with pytest.raises(ImsyncError, match="relays pause"):
+            rig.relay.deliver(last_seq, patience_seconds=0.0)
+        assert rig.stream.length() == 1, "who stood by already has finished its round trip"
+        with other._lock() as free:
+            assert free, "and has gone"
+
+
+def test_who_stands_by_a_lock_in_trouble_edits_all_the_same(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url)
+    Path(f"{store.path}.relay-lock").mkdir()
+    with rig.relay.standing_by():
+        report = store.edit_many(edits(2))
+        with pytest.raises(StoreUnusable, match="cannot lock"):
+            rig.relay.deliver(report.last_seq)
+    assert report.accepted == store.backlog().unsent == 2
 
 
 # ── being told to stop ───────────────────────────────────────────────────────────────────────────────

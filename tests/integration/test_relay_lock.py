@@ -33,7 +33,7 @@ def test_who_holds_a_lock_is_named_and_whether_it_is_stopped(tmp_path: Path, spa
     assert holder(path) == Holder(process.pid, socket.gethostname(), here=True)
     assert str(holder(path)) == f"pid {process.pid}"
     with locked(path) as lock:
-        assert lock is None, "a look takes nothing away"
+        assert not lock, "a look takes nothing away"
     process.send_signal(signal.SIGSTOP)
     eventually(lambda: (held := holder(path)) and held.stopped)
     process.send_signal(signal.SIGCONT)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -213,6 +214,72 @@ def test_an_older_state_that_was_written_over_the_open_file_is_refused(store: St
     with pytest.raises(StoreMismatch, match="older copy"):
         _ = store.generation
     assert [state.version for state in store.states(0, 9)] == [2]
+
+
+# ── what a store remembers of its file ───────────────────────────────────────────────────────────────
+
+
+BEFORE_MS = 1_700_000_000_000
+
+
+def test_what_others_settle_meanwhile_is_known(kind: Kind, path: Path) -> None:
+    """Each remembers what is settled, for as long as nobody else writes."""
+    events = [update(1, version, event_id=uuid7(BEFORE_MS + version)) for version in range(1, 9)]
+    with closing(kind.make(path, create=True)) as one, closing(kind.make(path)) as other:
+        for event in events[:3]:
+            assert deliver(kind, one, event) == [APPLIED]
+        assert deliver(kind, other, *events[:4]) == [DUPLICATE] * 3 + [APPLIED]
+        assert deliver(kind, one, events[3]) == [DUPLICATE]
+        assert deliver(kind, one, events[4]) == [APPLIED]
+        assert deliver(kind, other, events[5]) == [APPLIED]
+        assert deliver(kind, one, events[4], events[5], events[6]) == [DUPLICATE, DUPLICATE, APPLIED]
+        assert deliver(kind, one, events[6]) == [DUPLICATE]
+        assert one.generation == other.generation == 9
+
+
+def test_what_it_has_settled_itself_is_known(kind: Kind, path: Path) -> None:
+    events = [update(user_id, 1, event_id=uuid7(BEFORE_MS + user_id)) for user_id in range(1, 9)]
+    with closing(kind.make(path, create=True)) as store:
+        for event in (events[1], events[4], events[2]):
+            assert deliver(kind, store, event) == [APPLIED]
+        assert deliver(kind, store, events[4], events[1], events[2]) == [DUPLICATE] * 3
+        assert deliver(kind, store, events[5]) == [APPLIED]
+        store.cover([(events[6].event_id.bytes, "9-0")])
+        assert deliver(kind, store, events[6]) == [DUPLICATE]
+        assert deliver(kind, store, events[7]) == [APPLIED]
+        store.record_lost(["7-0"])
+        store.record_lost(["7-0", "8-0"])
+        store.record_dead([Rejected(None, "8-0", DeadLetter("invalid", "bad"))])
+        assert sorted(outcome for _, outcome, _ in settled_rows(path)) == ["applied"] * 5 + ["covered"] + ["lost"] * 2
+
+
+def test_what_was_rolled_back_is_not_remembered(kind: Kind, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(kind.make(path, create=True)) as store:
+        deliver(kind, store, update(1, 1))
+        deliver(kind, store, update(1, 2))
+        refused = update(1, 3)
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "_raise_alarms", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                deliver(kind, store, refused)
+        assert store.generation == 2
+        assert deliver(kind, store, refused) == [APPLIED]
+        assert (store.generation, sql(path, "SELECT value FROM meta WHERE key = 'generation'")) == (3, [("3",)])
+
+
+def test_a_snapshot_that_is_noted_meanwhile_counts(kind: Kind, path: Path) -> None:
+    """By another process or by itself: what it covers and comes all the same is taken from what is covered."""
+    with closing(kind.make(path, create=True)) as one, closing(kind.make(path)) as other:
+        deliver(kind, one, update(1, 1))
+        for times, noting in enumerate((one, other), start=1):
+            deliver(kind, one, update(2, times, source="urn:test:source"))
+            noting.note_snapshot("9999999999999-0", "urn:test:source", 5)
+            deliver(kind, one, update(3, times, source="urn:test:source"))
+            assert one.tallies()["urn:test:source", "covered"] == 4
+
+
+def settled_rows(path: Path) -> list[Any]:
+    return sql(path, "SELECT event_key, outcome, entry_id FROM settled")
 
 
 # ── pruning ──────────────────────────────────────────────────────────────────────────────────────────
