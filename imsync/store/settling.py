@@ -346,6 +346,8 @@ class SettlingStore:
         entry_ids: Sequence[str],
         sources: Sequence[str],
     ) -> None:
+        if not keys:
+            return
         self._settlements.record(connection, keys, outcomes, entry_ids, sources)
         position, source = self._snapshot
         if position != NOWHERE:
