@@ -26,7 +26,7 @@ class ConsumerOptions:
         max_events: end after so many deliveries.
     """
 
-    batch: int = 3500
+    batch: int = 5000
     block_ms: int = 500
     heartbeat_ms: int = 1000
     retry: RetryPolicy = field(default_factory=RetryPolicy)

@@ -31,7 +31,7 @@ class ConsumerSettings(_Table):
     """How the consumers read, and when they give up."""
 
     batch: int = Field(
-        default=3500,
+        default=5000,
         ge=1,
         le=10_000,
         description="How many entries one read takes and one transaction applies. More is faster under load; "

@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imsync.errors import StoreUnusable
+from imsync.store.checkpoints import Checkpoints
 from imsync.store.watch import FileWatch, Identity
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_PAGES = 8000
-"""How many pages of 4 KiB the write-ahead log grows to before it is copied into the file: a batch touches about a
-thousand, and the default would copy them after every one."""
 
 _HINTS = {
     sqlite3.SQLITE_BUSY: "another process is writing to it: try again",
@@ -169,6 +166,7 @@ class Database:
                     yield connection
                     if not connection.in_transaction:  # commit() would not mind
                         raise self._unusable("was rolled back in the middle of a transaction", "nothing was changed")
+                    self._checkpoints.before_commit()
                     connection.commit()  # not as a statement, which would stay in the cache, at an effect's disposal
                 except BaseException:
                     self._roll_back(connection)
@@ -256,7 +254,7 @@ class Database:
             raise self._unusable("cannot have a write-ahead log there", "put it on a local disk")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA temp_store = MEMORY")
-        execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        self._checkpoints = Checkpoints(connection)
         execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the log, if nothing has
         self._watch.note_log()
         self._last = self._watch

@@ -11,10 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 from imsync.bus.finding import Finding, bad, ok, unknown, warn
-from imsync.store.database import CHECKPOINT_PAGES, Schema
+from imsync.store.checkpoints import LARGEST_PAGES
+from imsync.store.database import Schema
 
-LOG_BYTES = 4 * CHECKPOINT_PAGES * 4096
-"""A write-ahead log of four times what a checkpoint leaves: something keeps checkpoints from being finished."""
+LOG_BYTES = 2 * LARGEST_PAGES * 4096
+"""A write-ahead log of twice what it grows to at most: something keeps checkpoints from being finished."""
 FULL_BYTES, FILLING_BYTES = 100 * 2**20, 2**30
 
 

@@ -81,7 +81,7 @@ def test_without_anything_given_all_is_default(here: Here) -> None:
 def test_each_layer_wins_over_those_below(here: Here, layers: int) -> None:
     environ: dict[str, str] = {}
     flags: dict[str, object] = {}
-    expected, origin = 3500, "default"
+    expected, origin = 5000, "default"
     if layers >= 1:
         here.write("[consumer]\nbatch = 1\n")
         expected, origin = 1, str(here.file)
