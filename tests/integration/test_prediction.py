@@ -37,7 +37,7 @@ def really(kind: Kind, store: Store, batch: Sequence[Entry]) -> list[str]:
     places: list[int] = []
     for place, each in enumerate(batch):
         try:
-            event = kind.decoder.read(each.fields)
+            event = kind.decoder.read(each)
         except DataError:
             outcomes[place] = "bad"
             continue
@@ -78,7 +78,7 @@ def test_predictions_of_random_selections_come_true(kind: Kind, tmp_path: Path) 
             past = random_entries(rng, 20)
             for event_entry in past:  # applied, dead, or nothing
                 try:
-                    event = kind.decoder.read(event_entry.fields)
+                    event = kind.decoder.read(event_entry)
                 except DataError:
                     continue
                 assert event is not None
