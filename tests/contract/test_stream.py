@@ -336,10 +336,16 @@ def test_a_stream_that_is_made_anew_is_read_on(real_backend: Backend) -> None:
     try:
         eventually(lambda: client.info("clients")["blocked_clients"] == 1)
         client.delete(KEY)
+        eventually(lambda: _milliseconds(client) > id_parts(last)[0])  # else it would be given the same id again
     finally:
         entry_id = writer.append(b"after")
         thread.join(10)
     assert ids_of(got) == [entry_id]
+
+
+def _milliseconds(client: Any) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds * 1000 + microseconds // 1000)
 
 
 def test_own_entries_are_read_page_by_page(stream: Stream) -> None:
