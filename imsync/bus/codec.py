@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -27,8 +27,8 @@ from pydantic_core import (
 )
 
 from imsync.bus.entry import Entry
-from imsync.bus.event import Event
-from imsync.bus.lean import REQUIRED, lean_schema
+from imsync.bus.event import NO_CONTROLS, NO_NUL, Event
+from imsync.bus.lean import REQUIRED, lean_schema, may_have_controls
 from imsync.errors import DataError
 
 MAX_BODY_BYTES = 64 * 1024
@@ -162,6 +162,13 @@ def _tagged(by_type: dict[str, CoreSchema]) -> CoreSchema:
     return core_schema.tagged_union_schema({"1.0": of_one_version}, discriminator="specversion")
 
 
+def _lean_validator(
+    by_type: Mapping[str, type[Event]], *, trusted: Container[str] = ()
+) -> Callable[[bytes], Any] | None:
+    schemas = {name: schema for name, event in by_type.items() if (schema := lean_schema(event, trusted=trusted))}
+    return SchemaValidator(_tagged(schemas), _NO_CACHE).validate_json if schemas else None
+
+
 class Decoder(Generic[E]):
     """Reads the events that somebody declared, and nothing else.
 
@@ -181,8 +188,8 @@ class Decoder(Generic[E]):
         self.ignore = frozenset(ignore)
         # called per entry: a batch joined into one array would let a crafted entry shift its neighbours
         self._validate = TypeAdapter(Annotated[Any, _ByType(by_type)]).validator.validate_json
-        schemas = {name: schema for name, event in by_type.items() if lean and (schema := lean_schema(event))}
-        self._validate_lean = SchemaValidator(_tagged(schemas), _NO_CACHE).validate_json if schemas else None
+        self._validate_lean = _lean_validator(by_type) if lean else None
+        self._validate_plain = _lean_validator(by_type, trusted=(NO_NUL, NO_CONTROLS)) if lean else None
 
     def read(self, entry: Entry) -> E | None:
         """The event in an entry, or None when its type is one to ignore.
@@ -203,12 +210,12 @@ class Decoder(Generic[E]):
         """
         events: list[E] = []
         others: dict[str, DataError | None] = {}
-        validate_lean, add = self._validate_lean, events.append
+        validate_plain, add = self._validate_plain, events.append
         for entry in entries:
             body = entry.body
-            if validate_lean is not None and body is not None and len(body) <= MAX_BODY_BYTES:
+            if validate_plain and body and len(body) <= MAX_BODY_BYTES and not may_have_controls(body):
                 try:
-                    add(validate_lean(body))
+                    add(validate_plain(body))
                     continue
                 except ValidationError:
                     pass  # what is wrong with it is found out below

@@ -51,7 +51,12 @@ class _DigitsOnTheWire:
 SequenceNumber = Annotated[PositiveInt, _DigitsOnTheWire(), Field(validation_alias="sequence", exclude=True)]
 """The type of a field that travels as the CloudEvents extension `sequence`: the version of the subject."""
 
-Attribute = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+NO_NUL = r"^[^\x00]*$"
+"""A pattern against NUL, which strict pydantic lets through and C's functions take for an end."""
+NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
+"""A pattern against control characters."""
+
+Attribute = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=NO_CONTROLS)]
 """A CloudEvents attribute of text: bounded, without control characters."""
 
 

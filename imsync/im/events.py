@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import StringConstraints, computed_field
 
-from imsync.bus.event import Event, PositiveInt, SequenceNumber
+from imsync.bus.event import NO_NUL, Event, PositiveInt, SequenceNumber
 
 DESTINATION = "user-update"
 USER_UPDATED = "im.user.updated.v1"
@@ -19,12 +19,10 @@ USER_DELETED = "im.user.deleted.v1"
 NICK_NAME_MAX = 255
 IMAGE_URL_MAX = 2048
 
-_NO_NUL = r"^[^\x00]*$"
-
-NickName = Annotated[str, StringConstraints(max_length=NICK_NAME_MAX, pattern=_NO_NUL)]
+NickName = Annotated[str, StringConstraints(max_length=NICK_NAME_MAX, pattern=NO_NUL)]
 """A display name, at most 255 characters, without NUL (which strict pydantic lets through)."""
 
-ImageUrl = Annotated[str, StringConstraints(max_length=IMAGE_URL_MAX, pattern=_NO_NUL)]
+ImageUrl = Annotated[str, StringConstraints(max_length=IMAGE_URL_MAX, pattern=NO_NUL)]
 """Where a picture is, at most 2,048 characters; empty for no picture."""
 
 

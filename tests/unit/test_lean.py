@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, PrivateAttr, model_validator
 
 from imsync.bus.codec import Decoder, encode
+from imsync.bus.entry import Entry
 from imsync.bus.event import Event, PositiveInt
 from imsync.bus.lean import LeanEvent, lean_schema
 from imsync.errors import DataError
@@ -25,12 +26,19 @@ UPDATE = UserUpdated(id=2**63 - 1, version=3, nick_name="晓明 🚀", head_imag
 
 
 def read(decoder: Decoder[Any], body: bytes) -> object:
-    """All that can be told of what a decoder makes of a body."""
+    """All that can be told of what a decoder makes of a body, alone and in a batch."""
+    events, others = decoder.read_all([Entry("1-0", body)])
+    in_batch = [vars(event) for event in events], [repr(other) for other in others.values()]
     try:
         event = decoder.decode(body)
-    except DataError as error:
-        return error.reason, error.message
-    return event and (type(event).__name__, {name: getattr(event, name) for name in FIELDS[type(event).__name__]})
+    except DataError as refusal:
+        alone: object = [], [repr(refusal)]
+        told: object = refusal.reason, refusal.message
+    else:
+        alone = ([vars(event)], []) if event else ([], ["None"])
+        told = event and (type(event).__name__, {name: getattr(event, name) for name in FIELDS[type(event).__name__]})
+    assert in_batch == alone
+    return told
 
 
 FIELDS = {view.__name__: tuple(view.model_fields) for view in VIEWS}
@@ -63,7 +71,8 @@ def test_what_is_invalid_is_refused_for_the_same_reason(kind: str) -> None:
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**64), 2**64), st.floats(), st.text(max_size=9), st.just([]), st.just({}),
-    st.sampled_from(["1.0", "im.user.updated.v1", "im.user.deleted.v1", "im.user.seen.v1", "0" * 18 + "7", "a\0b"]),
+    st.sampled_from(["1.0", "im.user.updated.v1", "im.user.deleted.v1", "im.user.seen.v1", "0" * 18 + "7", "a\0b",
+                     "a\x7fb", "a\x1fb", "é"]),
 )  # fmt: skip
 
 
@@ -73,13 +82,31 @@ VALUES = st.one_of(
     st.dictionaries(st.sampled_from(["id", "nickName", "headImage", "headImageThumb", "destination"]), VALUES,
                     max_size=2),
     st.sets(st.sampled_from(["specversion", "type", "source", "id", "time", "sequence", "data"]), max_size=1),
+    st.booleans(),
 )  # fmt: skip
-def test_whatever_is_sent_is_read_alike(envelope: dict[str, Any], data: dict[str, Any], without: set[str]) -> None:
+def test_whatever_is_sent_is_read_alike(
+    envelope: dict[str, Any], data: dict[str, Any], without: set[str], ascii_only: bool
+) -> None:
     event: dict[str, Any] = json.loads(encode(UPDATE, source="urn:here"))
     event |= envelope
     event["data"] |= data
-    body = json.dumps({name: value for name, value in event.items() if name not in without}).encode()
+    sent = {name: value for name, value in event.items() if name not in without}
+    body = json.dumps(sent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     assert read(LEAN, body) == read(WHOLE, body)
+
+
+@pytest.mark.parametrize("text", ["\0", "\x1f", "\x7f", "\\", '"', "\u2028"])
+@pytest.mark.parametrize("name", ["source", "nickName"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_control_characters_are_refused_however_they_are_written(name: str, text: str, escaped: bool) -> None:
+    event: dict[str, Any] = json.loads(encode(UPDATE, source="urn:here"))
+    (event if name == "source" else event["data"])[name] = "?"
+    written = f"\\u{ord(text):04x}" if escaped else text
+    body = json.dumps(event, ensure_ascii=False).replace("?", written).encode()
+    assert read(LEAN, body) == read(WHOLE, body)
+    is_refused = (text in "\0\x1f\x7f") if name == "source" else text == "\0"
+    is_broken = not escaped and text in '\0\x1f\\"'
+    assert bool(LEAN.read_all([Entry("1-0", body)])[1]) == (is_refused or is_broken)
 
 
 class Checked(Event, type="test.checked.v1", destination="tests"):
