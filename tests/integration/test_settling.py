@@ -19,8 +19,8 @@ from imsync.bus.outcome import APPLIED, DUPLICATE, DeadLetter
 from imsync.bus.uuid7 import uuid7
 from imsync.errors import StoreMismatch, StoreUnusable
 from imsync.im.events import IMBaseEvent
+from imsync.store.forgetting import PRUNE_LIMIT
 from imsync.store.settlement import DEAD, SQL
-from imsync.store.settling import PRUNE_LIMIT
 from tests.projections import GROUP, Kind, Store, deliver, everything, update
 from tests.stores import sql
 
