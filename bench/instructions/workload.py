@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from imsync.bus.codec import Decoder, encode
+from imsync.bus.entry import Entry
 from imsync.bus.handler import Received
 from imsync.im.events import UserUpdated
 from imsync.im.group_store import Group, GroupStore, Member
@@ -63,10 +64,13 @@ def main() -> None:
             [Group(number, f"group {number}", ids[0]) for number in range(GROUPS)],
             [Member(group, user_id) for user_id in ids for group in range(GROUPS)],
         )
-        decode = Decoder(store.events).decode
+        decoder = Decoder(store.events, lean=store.lean)
         for first_version in (2, 4):
             made = events(first_version)
             bodies = [encode(event, source="urn:imsync:bench") for event in made]
+            entries = [
+                Entry(f"{1_767_225_600_000 + first_version}-{number}", body) for number, body in enumerate(bodies)
+            ]
             gc.collect()
             gc.disable()
             mark()
@@ -76,13 +80,9 @@ def main() -> None:
             for event in made:
                 encode(event, source="urn:imsync:bench")
             mark()
-            decoded = [decode(body) for body in bodies]
+            decoded, _ = decoder.read_all(entries)
             mark()
-            batch = [
-                Received(event, f"{1_767_225_600_000 + first_version}-{number}")
-                for number, event in enumerate(decoded)
-                if event is not None
-            ]
+            batch = [Received(event, entry.id) for event, entry in zip(decoded, entries, strict=True)]
             outcomes = store.apply(batch)
             mark()
             gc.enable()
