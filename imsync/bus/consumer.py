@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from imsync.bus.ahead import Ahead
+from imsync.bus.at_hand import AtHand
 from imsync.bus.attempts import Attempts
 from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
@@ -38,8 +39,6 @@ from imsync.bus.vitals import Journal
 from imsync.errors import GroupMissing, InfrastructureError, LeaseTaken, RedisRefused, RedisUnreachable
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from imsync.bus.connection import Endpoint
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Consumer(Generic[E]):
             endpoint,
             keys.alive(self.group, self.name),
             self._options.heartbeat_ms,
-            self._keep_at_hand,
+            lambda client: self._at_hand.keep(client),
             vitals_key=keys.vitals(self.group, self.name),
             vitals=lambda: self._journal.vitals(),
         )
@@ -132,8 +131,7 @@ class Consumer(Generic[E]):
         )
         self.counts = self._processor.counts
         self._journal = Journal(self.counts)
-        self._at_hand: tuple[Entry, ...] = ()  # being settled, or to be tried again when the store has healed
-        self._at_hand_since = 0.0
+        self._at_hand = AtHand(self._stream, self.group, self.name, self._options.heartbeat_ms, clock)
         self._ahead = Ahead(self._stream, self.group, self.name, self._heartbeat_seconds, clock)
         self._failing = Failing(self._options.retry.backoff, clock, self._rng, self._log)
         self._suspicion = Suspicion(self._stream, self.group, self._attempts)
@@ -197,7 +195,7 @@ class Consumer(Generic[E]):
             entries = self._ahead.take()
         else:
             # what this name holds comes first: after a broken connection, before anything new
-            entries = self._still_at_hand() or self._own_entries() or self._next_in_turn()
+            entries = self._at_hand.take_back() or self._own_entries() or self._next_in_turn()
         if entries:
             self._look_ahead(len(entries))
             self._process(entries)
@@ -222,10 +220,10 @@ class Consumer(Generic[E]):
         return []
 
     def _process(self, entries: Sequence[Entry]) -> None:
-        self._at_hand, self._at_hand_since = tuple(entries), self._clock()
+        self._at_hand.hold(entries)
         failed = self._processor.process(entries)
         self._journal.settled()
-        self._at_hand = ()
+        self._at_hand.let_go()
         self._suspicion.forget(entry.id for entry in entries)
         self._failing.forget(entry.id for entry in entries)
         self._failing.add(failed)
@@ -250,15 +248,6 @@ class Consumer(Generic[E]):
         room = self._options.batch if len(self._failing) + len(self._suspicion) < FAILING_LIMIT else 0
         limit = self._options.max_events
         return max(0, room if limit is None else min(room, limit - self.counts.events - at_hand))
-
-    def _still_at_hand(self) -> list[Entry]:
-        """What trouble with the store left at hand, as far as nobody took it over meanwhile."""
-        if not self._at_hand:
-            return []
-        ours = self._still_ours([entry.id for entry in self._at_hand])
-        entries = [entry for entry in self._at_hand if entry.id in ours]
-        self._at_hand = ()
-        return entries
 
     def _own_entries(self) -> list[Entry]:
         """What this name already holds: after a restart, or after a connection broke in the middle."""
@@ -327,7 +316,7 @@ class Consumer(Generic[E]):
 
     def _retries_due(self) -> list[Entry]:
         for entry in self._failing.due():
-            if self._still_ours([entry.id]):
+            if self._at_hand.still_ours([entry.id]):
                 return [entry]  # alone, so that it fails nobody else
             self._failing.forget([entry.id])  # taken over while this consumer seemed dead
             self._processor.let_go([entry.id])
@@ -339,7 +328,7 @@ class Consumer(Generic[E]):
         if suspect is None:
             return []
         entry, deaths = suspect
-        if not self._still_ours([entry.id]):
+        if not self._at_hand.still_ours([entry.id]):
             self._suspicion.forget([entry.id])  # taken over while this consumer seemed dead
         elif refusal := self._options.retry.condemn(deaths):
             self._processor.refuse(entry, refusal)
@@ -348,10 +337,6 @@ class Consumer(Generic[E]):
             self._suspicion.begin(entry.id)
             return [entry]
         return []
-
-    def _still_ours(self, ids: Sequence[str]) -> set[str]:
-        held = self._stream.pending_among(self.group, ids)
-        return {entry.id for entry in held if entry.consumer == self.name}
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -365,9 +350,9 @@ class Consumer(Generic[E]):
             self._ahead.drop()
         if isinstance(error, _OF_REDIS):
             self._own_after = "0"  # a read whose reply was lost leaves entries pending under this name
-            self._at_hand = ()
+            self._at_hand.let_go()
         elif any(entry.id in self._suspicion for entry in self._at_hand):
-            self._at_hand = ()  # it is tried again under its mark
+            self._at_hand.let_go()  # it is tried again under its mark
         if isinstance(error, GroupMissing):
             self._recreate_group(error)
         delay = self._options.backoff.delay(self._consecutive_troubles, self._rng)
@@ -393,21 +378,6 @@ class Consumer(Generic[E]):
         if self._stream.create_group(self.group) and (gone := gone_from_the_start(self._stream)):
             what = "the first %d entries of %s are gone: group %s must have had them, or needs a snapshot instead"
             self._log.warning(what, gone, self._keys.stream, self.group)
-
-    # ── beside the loop ──────────────────────────────────────────────────────────────────────────────
-
-    def _keep_at_hand(self, client: Redis) -> None:
-        """Resets the idle time of what a slow batch holds. Called from the heartbeat's thread."""
-        entries, since = self._at_hand, self._at_hand_since
-        if not entries or self._clock() - since < self._heartbeat_seconds:
-            return
-        stream = Stream(client, self._keys.stream, self._stream.where)
-        held = stream.pending_among(self.group, [entry.id for entry in entries])
-        # a stalled consumer that resumes must not take its former entries back; and what was trimmed is at hand still,
-        # while XCLAIM would forget that it is pending
-        existing = stream.existing([entry.id for entry in held if entry.consumer == self.name])
-        ours = [entry.id for entry in held if entry.id in existing]
-        stream.keep(self.group, self.name, ours, max(1, self._options.heartbeat_ms // 2))
 
     def _leave(self) -> None:
         """Deregisters, unless something is still held."""

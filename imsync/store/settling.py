@@ -361,8 +361,8 @@ class SettlingStore:
 
         An event is forgotten when its newest entry is no longer in the stream, when both the event and that entry are
         older than `settled_hours`, and when no dead letter holds it. One that was dead is young again when it is
-        applied. Each call looks at the next few rows (`forgetting.PRUNE_LIMIT`), in one short transaction; as long as it
-        returns some, there may be more.
+        applied. Each call looks at the next few rows (`forgetting.PRUNE_LIMIT`), in one short transaction; as long as
+        it returns some, there may be more.
 
         Args:
             first_id: the id of the stream's first entry.
