@@ -70,9 +70,10 @@ def _without_default(validator: Mapping[str, Any]) -> Any:
 
 
 def _trusting(validator: Mapping[str, Any], trusted: Container[str]) -> Any:
-    if "schema" in validator:
+    if validator["type"] in ("default", "nullable"):
         return {**validator, "schema": _trusting(validator["schema"], trusted)}
-    if validator.get("pattern") in trusted:
+    # a function that stands before a text may make what is not in the body
+    if validator["type"] == "str" and validator.get("pattern") in trusted:
         return {name: rule for name, rule in validator.items() if name != "pattern"}
     return validator
 

@@ -22,6 +22,10 @@ PIECE_BYTES = 48 * 1024
 timeout for itself."""
 
 
+SMALL_POOL = 10
+"""A pool with fewer connections has a limit that somebody has set: none is kept from it."""
+
+
 class Line:
     """A client's connection, kept for one round trip after another: to give it back to the pool and to get it again
     takes longer than to send a command.
@@ -55,11 +59,16 @@ class Line:
         return self._pool.get_connection()
 
     def give_back(self, connection: Any) -> None:
-        """Keeps a connection for the next round trip."""
-        if self._kept:
+        """Keeps a connection for the next round trip, unless the pool has few or wants it made anew."""
+        if self._kept or self._pool.max_connections < SMALL_POOL or connection.should_reconnect():
             self._pool.release(connection)
         else:
             self._kept.append(connection)
+
+    def release(self) -> None:
+        """Gives the pool what is kept."""
+        while self._kept:
+            self._pool.release(self._kept.pop())
 
     def drop(self, connection: Any) -> None:
         """Closes a connection."""

@@ -6,6 +6,7 @@ https://redis.io/docs/latest/commands/?group=stream
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -62,6 +63,7 @@ class Stream:
         self.where = where
         self._client: Any = client
         self._line = Line(client)
+        weakref.finalize(self, self._line.release).atexit = False
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -88,8 +88,8 @@ class Relay:
         self._next_look = float("-inf")
         self._looked_at: tuple[int, int] | None = None
         self._alone = False
-        self._stands_by = False
         self._standing = ExitStack()
+        self._standing_thread: int | None = None
         self._sent: list[tuple[int, str]] = []
         self.published = 0
         """How many rows it has noted as sent, those before an error included."""
@@ -219,7 +219,8 @@ class Relay:
                     if not self._asked_to_pause():
                         self._prune(stop)
                         return self.published - published_before
-                    self._stand_down()
+                    if self._stands_by:
+                        self._stand_down()
             first = self._store.unsent(1)
             if not first or first[0].seq > up_to_seq:
                 return self.published - published_before
@@ -237,25 +238,33 @@ class Relay:
 
     @contextmanager
     def standing_by(self) -> Iterator[None]:
-        """For an edit and its delivery: what has to be done before a round trip, whatever is sent, is done before the
-        edit. Its event is in the stream so much sooner after its commit. While the block runs, no other relay publishes
-        from this outbox.
+        """For an edit and its delivery: the lock is taken, and the question for a pause asked, before the edit. Its
+        event is in the stream so much sooner after its commit. While the block runs, no other relay publishes from
+        this outbox, nor another thread by this one.
 
         When another one has its turn, or the lock is in trouble, the block runs all the same, and `deliver` tells.
         """
+        if self._stands_by:
+            yield  # a block within the block
+            return
         with ExitStack() as held:
             with suppress(StoreUnusable):
-                self._stands_by = held.enter_context(self._lock()) and not self._asked_to_pause()
-            self._standing = held
+                if held.enter_context(self._lock()) and not self._asked_to_pause():
+                    self._standing, self._standing_thread = held, threading.get_ident()
+            if not self._stands_by:
+                held.close()
             try:
-                if not self._stands_by:
-                    self._stand_down()
                 yield
             finally:
-                self._stand_down()
+                if self._stands_by:
+                    self._stand_down()
+
+    @property
+    def _stands_by(self) -> bool:
+        return self._standing_thread == threading.get_ident()
 
     def _stand_down(self) -> None:
-        self._stands_by = False
+        self._standing_thread = None
         self._standing.close()
 
     def _turn(self) -> AbstractContextManager[bool]:

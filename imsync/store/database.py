@@ -272,8 +272,8 @@ class Database:
         (data_version,) = connection.execute("PRAGMA data_version").fetchone()
         if data_version != self._data_version:
             self._check_version(connection)
+            self.changes += 1  # first: should this be interrupted, it is asked again
             self._data_version = data_version
-            self.changes += 1
 
     def _check_version(self, connection: sqlite3.Connection) -> None:
         # also in the middle of the day: another imsync may migrate the file while this one has it open

@@ -32,6 +32,9 @@ COVERED = "covered"
 """An event that was published and that this store never settled: the snapshot that the store was filled from covers
 it. Counted beside the outcomes."""
 
+UNDECODED = b"entry:"
+"""What the keys of entries begin with that could not be decoded: above every UUIDv7 of the next three thousand years."""
+
 MAX_SOURCES = 64
 """Sources beyond so many are counted together under the empty name: they come from the outside."""
 
@@ -70,7 +73,13 @@ class Percentiles:
 
 def key_of(event: Event | None, entry_id: str) -> bytes:
     """What a delivery is recognised by: its event id, or its entry id when it could not be decoded."""
-    return event.event_id.bytes if event else b"entry:" + entry_id.encode()
+    return event.event_id.bytes if event else UNDECODED + entry_id.encode()
+
+
+def _newest_of(keys: Collection[bytes], least: bytes) -> bytes:
+    """The last of these keys that is below the undecoded ones, or `least` if that is later."""
+    last = max(keys, default=b"")
+    return max(least, last if last < UNDECODED else max((key for key in keys if key < UNDECODED), default=b""))
 
 
 class SettlementTable:
@@ -80,7 +89,8 @@ class SettlementTable:
         self._database = database
         self._sources: set[str] = set()  # that have tallies of their own; no tally ever goes
         self._hour = 0  # for which old staleness was pruned
-        self._newest = b""  # no key above it is settled, as long as only this object writes
+        # no key above it and below the undecoded ones is settled, as long as only this object writes
+        self._newest = b""
         self._newest_at: int | None = None  # the `changes` of the file for which that is so
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, str]:
@@ -89,12 +99,12 @@ class SettlementTable:
             return {}
         # in the normal run of things all these events are newer than what is settled, and one look tells, or none
         oldest, changes = min(keys), self._database.changes
-        if self._newest_at == changes and oldest > self._newest:
+        if self._newest_at == changes and oldest > self._newest and max(keys) < UNDECODED:
             return {}
         limit = max(_LOOK_AHEAD, 2 * len(keys))
         newer = dict(self._database.query(SQL["settled_since"], (oldest, limit)))
         if len(newer) < limit:
-            self._newest, self._newest_at = max(newer, default=oldest), changes
+            self._newest, self._newest_at = _newest_of(newer, oldest), changes
             wanted = set(keys) if newer else ()
             return {key: outcome for key, outcome in newer.items() if key in wanted}
         return dict(look_up(self._database.query, SQL["known"], keys))
@@ -122,7 +132,9 @@ class SettlementTable:
         sources: Sequence[str],
     ) -> None:
         """Records events that are not known yet. The arguments are columns: the first event is the first in each."""
-        self._newest = max(self._newest, *keys)
+        if not keys:
+            return
+        self._newest = _newest_of(keys, self._newest)
         # a bytearray is bound as it is; for bytes SQLite's module searches an adapter, which takes as long as the rest
         rows = zip(map(bytearray, keys), outcomes, entry_ids, strict=True)
         insert_many(connection, SQL["record"], rows)
@@ -165,7 +177,7 @@ class SettlementTable:
             events: (key, entry id) pairs.
         """
         rows = [(key, COVERED, entry_id) for key, entry_id in events]
-        self._newest = max(self._newest, max((key for key, _, _ in rows), default=b""))
+        self._newest = _newest_of([key for key, _, _ in rows], self._newest)
         connection.executemany(SQL["cover"], rows)
 
     def set_covered(self, connection: sqlite3.Connection, source: str, n: int) -> None:

@@ -7,6 +7,7 @@ that it was filled from covers.
 from __future__ import annotations
 
 import sqlite3
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -78,6 +79,7 @@ class SettlingStore:
         self._database = Database(path, schema, busy_timeout_ms=busy_timeout_ms, create=create)
         self._settlements = SettlementTable(self._database)
         self._forgetting = Forgetting(self._database, self._settlements, settled_hours)
+        self._lock = threading.RLock()  # a transaction and what is known after it
         self._meta = self._read_meta()
         self._meta_at: int | None = None  # the `changes` of the file for which that is what it holds
         self._snapshot = (0, 0), ""
@@ -107,10 +109,11 @@ class SettlingStore:
             StoreUnusable: it cannot be read.
             StoreMismatch: it is older than it was, or is not whole: filling it from a snapshot was cut short.
         """
-        self._go_on_as(self._read_meta())
-        if self._meta.unfinished:
-            raise self._mismatch("is not whole: filling it from a snapshot was begun, and has not ended")
-        return self._meta.generation
+        with self._lock:
+            self._go_on_as(self._read_meta())
+            if self._meta.unfinished:
+                raise self._mismatch("is not whole: filling it from a snapshot was begun, and has not ended")
+            return self._meta.generation
 
     @property
     def position(self) -> str:
@@ -127,11 +130,12 @@ class SettlingStore:
             StoreUnusable: nothing was changed.
         """
         store_id = str(uuid.uuid4())
-        with self._database.atomic() as connection:
-            connection.execute(SQL["begin_filling"], (store_id,))
-            connection.execute(SQL["unfinished"])
-            now = self._read_meta()
-        self._meta, self._meta_at = now, None
+        with self._lock:
+            with self._database.atomic() as connection:
+                connection.execute(SQL["begin_filling"], (store_id,))
+                connection.execute(SQL["unfinished"])
+                now = self._read_meta()
+            self._meta, self._meta_at = now, None
 
     def cover(self, events: Iterable[tuple[bytes, str]]) -> None:
         """Records events that a snapshot covers, as far as they are not settled, in one transaction. They are not
@@ -169,28 +173,29 @@ class SettlingStore:
         id_parts(position)
         if not source:
             raise ValueError("a snapshot is of a source that has a name")
-        with self._settling() as connection:
-            connection.execute(SQL["set_position"], (position, source))
-            self._settlements.recognise(connection, source)
-            self._settlements.set_covered(connection, source, covered)
-            if agrees:
-                self._settlements.end_conflicts(connection)
-            connection.execute(SQL["finished"])
-        self._meta_at = None
+        with self._lock:
+            with self._settling() as connection:
+                connection.execute(SQL["set_position"], (position, source))
+                self._settlements.recognise(connection, source)
+                self._settlements.set_covered(connection, source, covered)
+                if agrees:
+                    self._settlements.end_conflicts(connection)
+                connection.execute(SQL["finished"])
+            self._meta_at = None
 
     @contextmanager
     def _settling(self) -> Iterator[sqlite3.Connection]:
         """A write transaction that settles something: it raises the generation by one."""
-        with self._database.atomic() as connection:
-            now, changes = self._meta, self._database.changes
-            if self._meta_at != changes:
-                now = self._read_meta()
-                self._check(now)
-                self._snapshot = id_parts(now.position), now.position_source
-            self._meta_at = None  # until it is known that this is committed
-            connection.execute(SQL["raise_generation"])
-            yield connection
-        if now.generation >= self._meta.generation:  # else another thread has gone on from there
+        with self._lock:
+            with self._database.atomic() as connection:
+                now, changes = self._meta, self._database.changes
+                if self._meta_at != changes:
+                    now = self._read_meta()
+                    self._check(now)
+                    self._snapshot = id_parts(now.position), now.position_source
+                self._meta_at = None  # until it is known that this is committed
+                connection.execute(SQL["raise_generation"])
+                yield connection
             self._meta, self._meta_at = now._replace(generation=now.generation + 1), changes
 
     def _read_meta(self) -> StoreMeta:
@@ -340,8 +345,6 @@ class SettlingStore:
         entry_ids: Sequence[str],
         sources: Sequence[str],
     ) -> None:
-        if not keys:
-            return
         self._settlements.record(connection, keys, outcomes, entry_ids, sources)
         position, source = self._snapshot
         if position != NOWHERE:

@@ -520,6 +520,8 @@ class Client:
 class Pool:
     """Gives connections to whoever sends commands and reads their replies later."""
 
+    max_connections = 1  # few, so that each is given back after its round trip, and looked at
+
     def __init__(self, memory: Memory, seam: Seam) -> None:
         self._memory = memory
         self._seam = seam
@@ -598,6 +600,9 @@ class Connection:
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    def should_reconnect(self) -> bool:
+        return False
 
     def disconnect(self) -> None:
         self.replies.clear()

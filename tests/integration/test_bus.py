@@ -58,6 +58,23 @@ def test_one_connection_does_for_one_publication_after_another(any_server: Serve
         assert bus.stream("notes").length() == 10
 
 
+def test_a_pool_of_one_connection_is_enough(server: Server) -> None:
+    with Bus.from_url(f"{server.url}?max_connections=1") as bus:
+        bus.publish(Noted(number=1))
+        assert bus.stream("notes").length() == 1
+        bus.publish(Noted(number=2))
+        assert bus.stream("notes").length() == 2
+
+
+def test_a_stream_that_is_not_needed_any_more_leaves_its_connection_to_others(server: Server) -> None:
+    with Bus.from_url(server.url) as bus:
+        bus.ping()
+        before = connections(server)
+        for _ in range(5):
+            bus.stream("notes").append(b"{}")
+        assert connections(server) == before + 1, "the look itself"
+
+
 def test_a_connection_that_the_server_has_closed_meanwhile_is_no_trouble(server: Server) -> None:
     with Bus(Endpoint(server.url), attempts=1) as bus:
         bus.publish(Noted(number=1))

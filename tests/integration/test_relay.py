@@ -531,6 +531,41 @@ def test_who_stands_by_gives_way_to_whoever_wants_to_be_alone(
             assert free, "and has gone"
 
 
+def test_who_stands_by_twice_stands_by_until_the_outer_block_ends(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig = rigged(server.url)
+    other = Relay(store, Publisher(rig.stream, store.source))
+    with rig.relay.standing_by():
+        with rig.relay.standing_by():
+            assert rig.relay.deliver(store.edit_many(edits(2)).last_seq) == 2
+        with other._lock() as free:
+            assert not free
+        assert rig.relay.deliver(store.edit_many(edits(4)).last_seq) == 2
+    with other._lock() as free:
+        assert free
+
+
+def test_another_thread_has_no_turn_while_one_stands_by(
+    store: UserStore, server: Server, rigged: Callable[..., Rig]
+) -> None:
+    rig, refused = rigged(server.url), list[str]()
+
+    def deliver_too(last_seq: int) -> None:
+        with rig.relay.standing_by(), pytest.raises(ImsyncError) as error:
+            rig.relay.deliver(last_seq, patience_seconds=0.0)
+        refused.append(error.value.message)
+
+    with rig.relay.standing_by():
+        last_seq = store.edit_many(edits(2)).last_seq
+        thread = threading.Thread(target=deliver_too, args=(last_seq,))
+        thread.start()
+        thread.join(10)
+        assert ["another relay holds the outbox" in each for each in refused] == [True]
+        assert rig.relay.deliver(last_seq) == 2, "the other has not ended this one's turn"
+    assert rig.stream.length() == 2
+
+
 def test_who_stands_by_a_lock_in_trouble_edits_all_the_same(
     store: UserStore, server: Server, rigged: Callable[..., Rig]
 ) -> None:

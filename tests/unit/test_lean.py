@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from imsync.bus.codec import Decoder, encode
 from imsync.bus.entry import Entry
-from imsync.bus.event import Event, PositiveInt
+from imsync.bus.event import Attribute, Event, PositiveInt
 from imsync.bus.lean import LeanEvent, lean_schema
 from imsync.errors import DataError
 from imsync.im.events import User2FriendEvent, User2GroupEvent, UserDeleted, UserUpdated
@@ -107,6 +108,29 @@ def test_control_characters_are_refused_however_they_are_written(name: str, text
     is_refused = (text in "\0\x1f\x7f") if name == "source" else text == "\0"
     is_broken = not escaped and text in '\0\x1f\\"'
     assert bool(LEAN.read_all([Entry("1-0", body)])[1]) == (is_refused or is_broken)
+
+
+class Quoted(Event, type="test.quoted.v1", destination="tests"):
+    name: Attribute
+    also: Annotated[Attribute, BeforeValidator(unquote)]
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _unquoted(cls, value: Any) -> Any:
+        return unquote(value)
+
+
+@pytest.mark.parametrize("field", ["name", "also"])
+def test_a_control_character_that_a_validator_makes_is_refused(field: str) -> None:
+    decoder = Decoder([Quoted], lean=True)
+    values = {"name": "a%20b", "also": "c%20d"}
+    body = encode(Quoted.model_construct(**values), source="urn:here")
+    event: Any = decoder.read_all([Entry("1-0", body)])[0][0]
+    assert (event.name, event.also) == ("a b", "c d")
+    body = encode(Quoted.model_construct(**values | {field: "a%0Ab"}), source="urn:here")
+    events, others = decoder.read_all([Entry("1-0", body)])
+    assert not events
+    assert "should match pattern" in str(others["1-0"])
 
 
 class Checked(Event, type="test.checked.v1", destination="tests"):
