@@ -33,7 +33,7 @@ COVERED = "covered"
 it. Counted beside the outcomes."""
 
 UNDECODED = b"entry:"
-"""What the keys of entries begin with that could not be decoded: above every UUIDv7 of the next three thousand years."""
+"""What the keys of entries begin with that could not be decoded: above each UUIDv7 of the next three thousand years."""
 
 MAX_SOURCES = 64
 """Sources beyond so many are counted together under the empty name: they come from the outside."""
