@@ -40,7 +40,7 @@ from imsync.im.events import DESTINATION, IMBaseEvent, UserDeleted, UserUpdated
 from imsync.im.outbox import ALL_PLACES, OutboxRow
 from imsync.im.relay import Relay
 from imsync.im.user_store import Profile, ProfileEdit, UserStore
-from imsync.store import settling
+from imsync.store import forgetting, settling
 from imsync.store.inbox import Inbox
 from tests.faults.in_memory import NONE, Client, Memory, StreamData, parsed, written
 from tests.faults.promises import MAX_ATTEMPTS, MAX_DEATHS, Promises, event_key, holds
@@ -260,7 +260,8 @@ class World:
         self._patches = ExitStack()
         # of one clock for everything that tells how old something is; and see `decoder_of`
         clock = SimpleNamespace(now_ms=lambda: self.now_ms)
-        self._patches.enter_context(patch.object(settling, "clock", clock))
+        for module in (settling, forgetting):
+            self._patches.enter_context(patch.object(module, "clock", clock))
         self._patches.enter_context(
             patch.object(consumer_module, "Decoder", lambda e, i, lean: decoder_of(tuple(e), tuple(i), lean))
         )
