@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import platform
 import select
 import shutil
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -125,7 +127,7 @@ class Server:
         arguments = [word for name, value in directives.items() for word in (f"--{name}", str(value))]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binary, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [self._binary, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         if wait:
             eventually(lambda: self._answers() or not self.running, within=20)
@@ -151,13 +153,20 @@ class Server:
 
     def close(self) -> None:
         """Ends it whatever its state, and removes its folder."""
-        if self.running:
-            self.kill()
-        shutil.rmtree(self.folder)
+        if self._process is not None:
+            # with its children: one that writes its file anew outlives it, and creates and removes files meanwhile
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        eventually(self._folder_is_removed)
 
     def client(self, **options: Any) -> Redis:
         """A client of the tests' own, which never repeats a command either. To be closed."""
         return Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), socket_timeout=10, **options)
+
+    def _folder_is_removed(self) -> bool:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return not self.folder.exists()
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
