@@ -29,6 +29,7 @@ from imsync.store.settlement import (
     Histogram,
     Percentiles,
     Settled,
+    SettledColumns,
     Settlement,
     SettlementTable,
     key_of,
@@ -281,8 +282,7 @@ class SettlingStore:
         for row in rows:
             if row.key not in known:
                 new.setdefault(row.key, row)
-        if new:
-            self._record_new(connection, *zip(*new.values(), strict=True))
+        self._record_new(connection, SettledColumns.of(new.values()))
         self._settlements.note_copies(connection, ((row.key, row.entry_id) for row in rows))
 
     def _record(
@@ -306,13 +306,14 @@ class SettlingStore:
         entry_ids = [entry_id for _, entry_id in batch]
         sources = [event.source or "" for event, _ in batch]
         if known or len(texts) < len(kinds) or _DUPLICATE in texts.values():
-            self._record_some(connection, list(map(Settled, keys, effects, entry_ids, sources)), known)
+            self._record_mixed(connection, list(map(Settled, keys, effects, entry_ids, sources)), known)
         else:
-            self._record_new(connection, keys, effects, entry_ids, sources)
+            self._record_new(connection, SettledColumns(keys, effects, entry_ids, sources))
 
-    def _record_some(
+    def _record_mixed(
         self, connection: sqlite3.Connection, settled: Sequence[Settled], known: Mapping[bytes, str]
     ) -> None:
+        """As `_record`, when not all of them are acknowledged for the first time."""
         new: list[Settled] = []
         revived: list[Settled] = []
         copies: list[tuple[bytes, str]] = []
@@ -329,26 +330,18 @@ class SettlingStore:
                 copies.append((row.key, max(row.entry_id, f"{clock.now_ms()}-0", key=id_parts)))
             else:
                 new.append(row)
-        if new:
-            self._record_new(connection, *zip(*new, strict=True))
+        self._record_new(connection, SettledColumns.of(new))
         if revived:
             self._settlements.change(connection, revived)
         if copies:
             self._settlements.note_copies(connection, copies)
             self._settlements.count(connection, repeats)
 
-    def _record_new(
-        self,
-        connection: sqlite3.Connection,
-        keys: Sequence[bytes],
-        outcomes: Sequence[str],
-        entry_ids: Sequence[str],
-        sources: Sequence[str],
-    ) -> None:
-        self._settlements.record(connection, keys, outcomes, entry_ids, sources)
+    def _record_new(self, connection: sqlite3.Connection, new: SettledColumns) -> None:
+        self._settlements.record(connection, new)
         position, source = self._snapshot
         if position != NOWHERE:
-            pairs = zip(sources, entry_ids, strict=True)
+            pairs = zip(new.sources, new.entry_ids, strict=True)
             n = sum(of == source and id_parts(entry_id) <= position for of, entry_id in pairs)
             self._settlements.lower_covered(connection, source, n)
 

@@ -76,6 +76,14 @@ def test_a_consumer_outlives_its_server(im: Imsync, durable: Server, until_empty
     assert (accounting["unexplained"], accounting["lost"]) == (0, 0)
 
 
+def test_edits_are_kept_when_a_server_cannot_be_started(stores: Imsync) -> None:
+    (stores.data / "redis").touch()
+    done = stores.run("publish", "user-update", "--count", 10, "--json").expect(0)
+    assert (done.json()["accepted"], done.json()["outbox"]) == (10, 10)
+    (warning,) = done.err.splitlines()
+    assert "kept in the outbox" in warning
+
+
 def test_a_relay_outlives_its_server(im: Imsync, durable: Server) -> None:
     im.set(URL=durable.url)
     relay = im.start("relay")

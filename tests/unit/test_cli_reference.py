@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from imsync.cli.app import build
+from imsync.cli.app import VERBS, build
 from imsync.cli.reference import commands, main, parameters, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,3 +73,27 @@ def test_help_has_colours_by_the_standard_output_of_the_moment(monkeypatch: pyte
     for terminal, mode in ((True, "rich"), (False, None)):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal, raising=False)
         assert build().rich_markup_mode == mode
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_alone_is_what_it_is_among_all(verb: str) -> None:
+    alone, among_all = shape(get_command(build([verb, "--help"]))), shape(get_command(build()))
+    assert alone == {verb: among_all[verb]}
+
+
+def shape(command: Any) -> Any:
+    """The names of what is below a command, or of what it takes."""
+    below = getattr(command, "commands", None)
+    return {name: shape(each) for name, each in below.items()} if below else [each.opts for each in command.params]
+
+
+@pytest.mark.parametrize("args", [[], ["--version"], ["-h"], ["consum"], ["--version", "consume"]], ids=" ".join)
+def test_whatever_does_not_begin_with_a_verb_is_for_all_of_them(args: list[str]) -> None:
+    assert sorted(shape(get_command(build(args)))) == sorted(VERBS)
+
+
+def test_a_command_loads_no_other_verb() -> None:
+    asked = "import sys; from imsync.cli.app import build; build(['consume', 'group'])"
+    told = f"print(*(verb for verb in {VERBS} if 'imsync.cli.' + verb in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", f"{asked}; {told}"], capture_output=True, text=True, check=True)
+    assert run.stdout == "consume\n"
