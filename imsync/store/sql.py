@@ -38,16 +38,18 @@ def load(package: str, file_name: str) -> Mapping[str, str]:
     }
 
 
-def insert_many(connection: sqlite3.Connection, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Executes an `INSERT … VALUES (?, …)` for each row, as `executemany` does, many rows at a time.
+def insert_many(connection: sqlite3.Connection, statement: str, rows: Iterable[Sequence[Any]]) -> int:
+    """Executes an `INSERT … VALUES (?, …)` for each row, as `executemany` does, many rows at a time; how many rows were
+    inserted or changed.
 
     Args:
         rows: one sequence of parameters for each row. As in one statement, none may depend on another.
     """
+    changed = 0
     rest = iter(rows)
     while len(block := list(islice(rest, ROWS_PER_STATEMENT))) == ROWS_PER_STATEMENT:
-        connection.execute(_repeated(statement), list(chain.from_iterable(block)))
-    connection.executemany(statement, block)
+        changed += connection.execute(_repeated(statement), list(chain.from_iterable(block))).rowcount
+    return changed + connection.executemany(statement, block).rowcount if block else changed
 
 
 def look_up(
