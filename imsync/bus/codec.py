@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -27,7 +27,7 @@ from pydantic_core import (
 )
 
 from imsync.bus.entry import Entry
-from imsync.bus.event import NO_CONTROLS, NO_NUL, Event
+from imsync.bus.event import Event
 from imsync.bus.lean import REQUIRED, lean_schema, may_have_controls
 from imsync.errors import DataError
 
@@ -162,10 +162,8 @@ def _tagged(by_type: dict[str, CoreSchema]) -> CoreSchema:
     return core_schema.tagged_union_schema({"1.0": of_one_version}, discriminator="specversion")
 
 
-def _lean_validator(
-    by_type: Mapping[str, type[Event]], *, trusted: Container[str] = ()
-) -> Callable[[bytes], Any] | None:
-    schemas = {name: schema for name, event in by_type.items() if (schema := lean_schema(event, trusted=trusted))}
+def _lean_validator(by_type: Mapping[str, type[Event]], *, plain: bool = False) -> Callable[[bytes], Any] | None:
+    schemas = {name: schema for name, event in by_type.items() if (schema := lean_schema(event, plain=plain))}
     return SchemaValidator(_tagged(schemas), _NO_CACHE).validate_json if schemas else None
 
 
@@ -189,7 +187,7 @@ class Decoder(Generic[E]):
         # called per entry: a batch joined into one array would let a crafted entry shift its neighbours
         self._validate = TypeAdapter(Annotated[Any, _ByType(by_type)]).validator.validate_json
         self._validate_lean = _lean_validator(by_type) if lean else None
-        self._validate_plain = _lean_validator(by_type, trusted=(NO_NUL, NO_CONTROLS)) if lean else None
+        self._validate_plain = _lean_validator(by_type, plain=True) if lean else None
 
     def read(self, entry: Entry) -> E | None:
         """The event in an entry, or None when its type is one to ignore.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from datetime import UTC, timedelta, timezone
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
@@ -94,6 +96,35 @@ def test_whatever_is_sent_is_read_alike(
     sent = {name: value for name, value in event.items() if name not in without}
     body = json.dumps(sent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     assert read(LEAN, body) == read(WHOLE, body)
+
+
+TIMES = st.one_of(
+    st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=8)), timezone(timedelta(hours=-3, minutes=30))]))
+    .map(lambda time: time.isoformat())
+    .flatmap(lambda text: st.sampled_from([text, text.replace("+00:00", "Z"), text.replace("T", " ")])),
+    st.from_regex(r"[0-2][0-9]{3}-[0-3][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9]\.[0-9]{6}Z", fullmatch=True),
+    st.sampled_from(
+        ["2026-W48-2T00:12:13.123456Z", "2026-11-24T24:00:00.000000Z", "2026-11-24T23:59:60.000000Z", "2026-11-24", "",
+         "0000-01-01T00:00:00.000000Z", "2026-11-24T00:12:13.123456", "20261124T001213.123456Z",
+         "2026-11-24T00:12:13,123456Z", "٢026-11-24T00:12:13.123456Z", "2026-11-24T00:12:13.123456z"]
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(TIMES)
+def test_times_are_read_alike_however_they_are_written(text: str) -> None:
+    assert re.search(PLAIN_TIME, encode(UPDATE, source="urn:here").decode())  # what is replaced is read by the fast way
+    body = re.sub(PLAIN_TIME, json.dumps(text, ensure_ascii=False), encode(UPDATE, source="urn:here").decode(), count=1)
+    whole, lean = read(WHOLE, body.encode()), read(LEAN, body.encode())
+    assert whole == lean
+    if isinstance(lean, tuple) and lean[0] == "User2GroupEvent":
+        (event,), _ = LEAN.read_all([Entry("1-0", body.encode())])
+        assert isinstance(event, LeanEvent)
+        assert event.occurred_at.utcoffset() == lean[1]["occurred_at"].utcoffset()
+
+
+PLAIN_TIME = r'"[0-9-]{10}T[0-9:]{8}\.[0-9]{6}Z"'
 
 
 @pytest.mark.parametrize("text", ["\0", "\x1f", "\x7f", "\\", '"', "\u2028"])
