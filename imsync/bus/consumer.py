@@ -201,14 +201,20 @@ class Consumer(Generic[E]):
             self._process(entries)
             self._on_batch(self.counts)
             self._deferred.look()
-        elif self._deferred:
+        else:
+            self._idle()
+        if not self._stop.is_set():
+            self._deferred.go_on()
+
+    def _idle(self) -> None:
+        """Nothing was given."""
+        self._processor.finish()
+        if self._deferred:
             self._deferred.pause()
         elif self._options.until_empty and not self._failing and not self._suspicion:
             # a consumer that was killed a moment ago still looks alive: wait until its heartbeat proves either
             self._drained = not (self._takeover.any_dead_soon(self._stop) or self._holds_more())
             self._next_takeover = 0.0
-        if not self._stop.is_set():
-            self._deferred.go_on()
 
     def _next_in_turn(self) -> list[Entry]:
         """Entries of the next source that has some: none of them starves the others."""
@@ -221,7 +227,7 @@ class Consumer(Generic[E]):
 
     def _process(self, entries: Sequence[Entry]) -> None:
         self._at_hand.hold(entries)
-        failed = self._processor.process(entries)
+        failed = self._processor.process(entries, more=bool(self._ahead))
         self._journal.settled()
         self._at_hand.let_go()
         self._suspicion.forget(entry.id for entry in entries)
@@ -263,6 +269,7 @@ class Consumer(Generic[E]):
         """What consumers hold that are dead."""
         if self._clock() < self._next_takeover:
             return []
+        self._processor.finish()  # it is looked at what this name holds, too
         entries = self._takeover.take(self._room(), self._processor.give_up)
         self.counts.taken_over += len(entries)
         if entries and self._telemetry:
@@ -346,6 +353,10 @@ class Consumer(Generic[E]):
         self._consecutive_troubles += 1
         self._last_trouble = self._clock()
         self._next_check = 0.0
+        try:
+            self._processor.finish()
+        except InfrastructureError:
+            self._own_after = "0"
         if isinstance(error, _OF_REDIS) or self._stop.is_set():
             self._ahead.drop()
         if isinstance(error, _OF_REDIS):

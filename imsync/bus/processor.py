@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
+from imsync.bus.acknowledgement import Acknowledgement
 from imsync.bus.attempts import Attempts
 from imsync.bus.binding import Binding
 from imsync.bus.codec import Decoder
@@ -135,10 +136,15 @@ class Processor(Generic[E]):
         self._log = Fields(log, group=group, consumer=consumer)
         self._told = self._totals()
         self._failing: set[str] = set()
+        self._acknowledging: Acknowledgement | None = None
         self._unacknowledged: frozenset[str] = frozenset()  # applied and counted, and then Redis was in trouble
 
-    def process(self, entries: Sequence[Entry]) -> list[Failure]:
+    def process(self, entries: Sequence[Entry], *, more: bool = False) -> list[Failure]:
         """Decodes, applies and settles entries.
+
+        Args:
+            more: whether more entries are on their way. The reply to the acknowledgement is read when they are decoded,
+                or by `finish`.
 
         Returns:
             Those on which the handler failed and may be tried again. They stay pending.
@@ -148,14 +154,16 @@ class Processor(Generic[E]):
         """
         if not self._telemetry:
             batch = self._sorted(entries)
-            return self._settle(batch, self._apply(batch.received))
+            self.finish()
+            return self._settle(batch, self._apply(batch.received), more)
         watch = Stopwatch(self._telemetry, self._whose, len(entries))
         batch = self._sorted(entries)
         watch.decoded(batch.received)
         try:
+            self.finish()
             outcomes = self._apply(batch.received)
             watch.lap()
-            failed = self._settle(batch, outcomes)
+            failed = self._settle(batch, outcomes, more)
         except BaseException as error:
             watch.failed(error)
             raise
@@ -187,16 +195,35 @@ class Processor(Generic[E]):
             else:
                 batch.lost.append(entry.id)
 
-    def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome]) -> list[Failure]:
+    def finish(self) -> None:
+        """Waits until what was acknowledged last is known to be so.
+
+        Raises:
+            RedisUnreachable, RedisRefused: it is not, and comes again.
+        """
+        acknowledging, self._acknowledging = self._acknowledging, None
+        if acknowledging is None:
+            return
+        try:
+            acknowledging.finish()
+        except InfrastructureError:
+            self._unacknowledged = frozenset(acknowledging.ids)
+            raise
+        self._unacknowledged = frozenset()
+        self._settled(acknowledging.ids)
+
+    def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome], more: bool) -> list[Failure]:
         """Acknowledges and buries, by what the handler said of the events; those on which it failed."""
         done, acks, failed = self._decided(batch, outcomes)
         self._count(done, acks)
         try:
-            self._acknowledge([*batch.ignored, *done])
+            self._begin_acknowledging([*batch.ignored, *done])
         except InfrastructureError:
             self._unacknowledged = frozenset(done)
             raise
-        self._unacknowledged = frozenset()
+        if more and len(done) == len(batch.entries):
+            return []
+        self.finish()
         self.counts.ignored += len(batch.ignored)
         if failed:
             self._failing.update(failure.entry.id for failure in failed)
@@ -296,7 +323,8 @@ class Processor(Generic[E]):
             return
         if isinstance(self._handler, SettlementLog):
             self._handler.record_lost(lost)
-        self._acknowledge(lost)
+        self._begin_acknowledging(lost)
+        self.finish()
         self.counts.lost += len(lost)
         self._log.error(
             "%d entries of %s were trimmed while they were pending, and are lost to group %a; first %s",
@@ -312,12 +340,11 @@ class Processor(Generic[E]):
             self._failing.difference_update(ids)
             self.counts.failing = len(self._failing)
 
-    def _acknowledge(self, ids: Sequence[str]) -> None:
+    def _begin_acknowledging(self, ids: Sequence[str]) -> None:
         if ids:
             # together: what is acknowledged is in the store as Redis knows it
             advance = self._binding.advance() if self._binding else None
-            self._stream.acknowledge(self._group, ids, noting=advance)
-            self._settled(ids)
+            self._acknowledging = self._stream.begin_acknowledge(self._group, ids, noting=advance)
 
     def _note_generation(self) -> None:
         if self._binding:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
 
+from imsync.bus.acknowledgement import Acknowledgement
 from imsync.bus.connection import behind, translated
 from imsync.bus.entry import (
     AFTER_ALL,
@@ -86,28 +87,32 @@ class Stream:
         """Begins what `append_many` does. The results are to be asked for."""
         return RoundTrip(self._line, self.where, (b"XADD", self.key.encode(), b"*", FIELD), bodies)
 
-    def acknowledge(self, group: str, ids: Sequence[str], *, noting: Command | None = None) -> int:
-        """XACK; how many were pending until now.
+    def acknowledge(self, group: str, ids: Sequence[str]) -> int:
+        """XACK; how many were pending until now."""
+        return self.begin_acknowledge(group, ids).finish() if ids else 0
+
+    def begin_acknowledge(self, group: str, ids: Sequence[str], *, noting: Command | None = None) -> Acknowledgement:
+        """XACK whose reply is read later.
 
         Args:
+            ids: at least one.
             noting: another command, as (name, key, arguments…), without which nothing is acknowledged: both are in
                 one MULTI.
+
+        Raises:
+            RedisUnreachable: nobody knows whether the server got it.
         """
-        if not ids:
-            return 0
-        with translated(self.where):
-            if noting is None:
-                return int(self._client.xack(self.key, group, *ids))
-            transaction = ("MULTI",), noting, ("XACK", self.key, group, *ids), ("EXEC",)
-            try:
-                return int(_of_transaction(Request(self._client, self.where, *transaction).raw_reply())[1])
-            except redis_errors.OutOfMemoryError as full:
-                command, key, *arguments = noting
-                script = (_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
-                try:
-                    return int(self._client.eval(*script))
-                except redis_errors.NoPermissionError:  # the trouble is the memory: it has to wait for some
-                    raise full from None
+        xack = "XACK", self.key, group, *ids
+        if noting is None:
+            return Acknowledgement(Request(self._client, self.where, xack), self.where, ids)
+        command, key, *arguments = noting
+
+        def when_full() -> int:
+            script = (_XACK_WHEN_FULL, 2, self.key, key, group, command, len(ids), *ids, *arguments)
+            return int(self._client.eval(*script))
+
+        request = Request(self._client, self.where, ("MULTI",), noting, xack, ("EXEC",))
+        return Acknowledgement(request, self.where, ids, when_full)
 
     def bury(self, group: str, consumer: str, dead_key: str, letters: Sequence[Letter]) -> list[Letter]:
         """Moves those of the entries to the dead letters that the consumer still holds: XADD there and XACK here, in
@@ -381,11 +386,3 @@ class Stream:
         with translated(self.where):
             seconds, microseconds = self._client.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
-
-
-def _of_transaction(replies: Any) -> Sequence[Any]:
-    """What the commands of a MULTI answered, unless one of them with an error, which then is raised."""
-    for reply in replies:
-        if isinstance(reply, redis_errors.RedisError):
-            raise reply
-    return cast(Sequence[Any], replies)

@@ -142,7 +142,7 @@ def test_what_is_noted_is_noted_although_memory_is_full(backend: Backend) -> Non
     client.config_set("maxmemory", 1)
     with pytest.raises(redis_errors.OutOfMemoryError):
         client.zadd(NOTED, {"store": 5})
-    acknowledged = stream.acknowledge(GROUP, ids[:-1], noting=("ZADD", NOTED, "XX", "GT", 7, "store"))
+    acknowledged = stream.begin_acknowledge(GROUP, ids[:-1], noting=("ZADD", NOTED, "XX", "GT", 7, "store")).finish()
     assert acknowledged == MOST_AT_ONCE - 1
     assert client.zrange(NOTED, 0, -1, withscores=True) == [(b"store", 7)]
     assert [pending.id for pending in stream.pending(GROUP, count=9)] == ids[-1:]
@@ -162,10 +162,10 @@ def test_who_may_not_run_scripts_waits_for_memory(own_server: Server, backend: B
     noting = ("ZADD", NOTED, "XX", "GT", 7, "store")
     client.config_set("maxmemory", 1)
     with pytest.raises(RedisRefused) as refused:
-        mine.acknowledge(GROUP, ids, noting=noting)
+        mine.begin_acknowledge(GROUP, ids, noting=noting).finish()
     assert "free memory" in refused.value.hint, "the memory is what is missing, not the permission"
     client.config_set("maxmemory", 0)
-    assert mine.acknowledge(GROUP, ids, noting=noting) == 1
+    assert mine.begin_acknowledge(GROUP, ids, noting=noting).finish() == 1
 
 
 def test_nothing_is_acknowledged_when_the_other_command_is_refused(backend: Backend) -> None:
@@ -174,7 +174,7 @@ def test_nothing_is_acknowledged_when_the_other_command_is_refused(backend: Back
     ids = [stream.append(b"body") for _ in range(2)]
     stream.read_new(GROUP, "ann", 2)
     with pytest.raises(RedisRefused):
-        stream.acknowledge(GROUP, ids, noting=("NOSUCHCOMMAND", NOTED, 7))
+        stream.begin_acknowledge(GROUP, ids, noting=("NOSUCHCOMMAND", NOTED, 7)).finish()
     assert [pending.id for pending in stream.pending(GROUP, count=9)] == ids
     assert not client.exists(NOTED)
 

@@ -15,6 +15,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from imsync.bus import APPLIED, Backoff, RetryPolicy
+from imsync.bus.acknowledgement import Acknowledgement
 from imsync.bus.attempts import Attempts
 from imsync.bus.handler import Received
 from imsync.bus.outcome import DeadLetter, Outcome
@@ -369,14 +370,14 @@ def test_what_could_not_be_acknowledged_is_counted_once(rig: Rig, monkeypatch: p
     refusals = iter(range(3))
     rig.publish(range(1, 201))
     consumer = rig.consumer(Settling(), batch=25, max_events=100)
-    acknowledge = consumer._stream.acknowledge
+    acknowledge = consumer._stream.begin_acknowledge
 
-    def refuse(*args: Any, **options: Any) -> int:
+    def refuse(*args: Any, **options: Any) -> Acknowledgement:
         if next(refusals, None) is not None:
             raise RedisUnreachable("no answer")
         return acknowledge(*args, **options)
 
-    monkeypatch.setattr(consumer._stream, "acknowledge", refuse)
+    monkeypatch.setattr(consumer._stream, "begin_acknowledge", refuse)
     counts = consumer.run()
     assert (counts.applied, counts.duplicates, counts.troubles) == (100, 0, 3)
     assert rig.pending() == {}

@@ -12,6 +12,7 @@ import pytest
 
 from imsync.bus import DeadLetter, Effect, Endpoint, Received, Retry
 from imsync.bus import processor as processor_module
+from imsync.bus.acknowledgement import Acknowledgement
 from imsync.bus.bus import Bus
 from imsync.bus.outcome import APPLIED, Ack, Outcome
 from imsync.bus.publisher import Publisher
@@ -143,14 +144,14 @@ def test_what_could_not_be_acknowledged_is_told_once(
     refusals = iter(range(3))
     rig.publish(range(1, 101))
     consumer = rig.consumer(Settling(), batch=25, until_empty=True, telemetry=Telemetry([heard]))
-    acknowledge = consumer._stream.acknowledge
+    acknowledge = consumer._stream.begin_acknowledge
 
-    def refuse(*args: Any, **options: Any) -> int:
+    def refuse(*args: Any, **options: Any) -> Acknowledgement:
         if next(refusals, None) is not None:
             raise RedisUnreachable("no answer")
         return acknowledge(*args, **options)
 
-    monkeypatch.setattr(consumer._stream, "acknowledge", refuse)
+    monkeypatch.setattr(consumer._stream, "begin_acknowledge", refuse)
     counts = consumer.run()
     assert counts.applied == sum(each.applied for each in heard.of(BatchApplied)) == 100
     assert sum(each.duplicates for each in heard.of(BatchApplied)) == counts.duplicates

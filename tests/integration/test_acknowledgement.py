@@ -1,0 +1,123 @@
+"""Entries are acknowledged while the next ones are decoded: what that may not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import pytest
+
+from imsync.bus.acknowledgement import Acknowledgement
+from imsync.bus.codec import Decoder
+from imsync.bus.consumer import Consumer
+from imsync.bus.handler import Received
+from imsync.bus.outcome import Outcome
+from imsync.bus.stream import Stream
+from imsync.bus.telemetry import Telemetry
+from imsync.errors import InfrastructureError, RedisUnreachable
+from tests.consumers import Noted, Rig, Settling
+
+LOSE = Callable[..., None]
+
+
+class Lost:
+    """An acknowledgement that never came to the server."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+
+    def finish(self) -> NoReturn:
+        raise RedisUnreachable("no answer")
+
+
+@pytest.fixture
+def lose(monkeypatch: pytest.MonkeyPatch) -> LOSE:
+    """Loses the acknowledgements with these numbers, the first of which is 0."""
+
+    def losing(*numbers: int) -> None:
+        begin, asked = Stream.begin_acknowledge, iter(range(10**6))
+
+        def maybe(stream: Stream, group: str, ids: Sequence[str], **more: Any) -> Any:
+            return Lost(ids) if next(asked) in numbers else begin(stream, group, ids, **more)
+
+        monkeypatch.setattr(Stream, "begin_acknowledge", maybe)
+
+    return losing
+
+
+def test_the_reply_is_read_after_the_next_batch_is_decoded_and_before_it_is_applied(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story: list[str] = []
+
+    def tell(owner: type, name: str, what: str) -> None:
+        method = getattr(owner, name)
+
+        def told(*args: Any) -> Any:
+            story.append(what)
+            return method(*args)
+
+        monkeypatch.setattr(owner, name, told)
+
+    tell(Decoder, "read_all", "decode")
+    tell(Settling, "apply", "apply")
+    tell(Acknowledgement, "finish", "acknowledged")
+    rig.publish(range(1, 31))
+    rig.drain(Settling(), batch=10)
+    first = ["decode", "apply"]
+    assert story == [*first, *["decode", "acknowledged", "apply"] * 2, "acknowledged"]
+
+
+@pytest.mark.parametrize("numbers", [[0], [1], [0, 1], [1, 2, 3], [3]], ids=str)
+@pytest.mark.parametrize("telemetry", [False, True])
+def test_what_was_not_acknowledged_comes_again_and_counts_once(
+    rig: Rig, lose: LOSE, numbers: list[int], telemetry: bool
+) -> None:
+    lose(*numbers)
+    handler = Settling()
+    rig.publish(range(1, 41))
+    more = {"telemetry": Telemetry([lambda event: None])} if telemetry else {}
+    counts = rig.drain(handler, batch=10, **more)
+    assert sorted(handler.numbers) == list(range(1, 41))
+    assert (counts.applied, counts.duplicates, counts.events) == (40, 0, 40)
+    assert counts.troubles == len(numbers)
+    assert rig.pending() == {}
+
+
+def test_a_store_in_trouble_beside_a_lost_acknowledgement_leaves_nothing_behind(
+    rig: Rig, lose: LOSE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trouble is found out between two batches, when the one before is not yet known to be acknowledged."""
+    lose(0)
+    looks = iter([None, InfrastructureError("the disk is full")])
+    look_after = Consumer._look_after
+
+    def ailing(consumer: Consumer[Noted]) -> None:
+        if error := next(looks, None):
+            raise error
+        look_after(consumer)
+
+    monkeypatch.setattr(Consumer, "_look_after", ailing)
+    rig.publish(range(1, 31))
+    handler = Settling()
+    counts = rig.drain(handler, batch=10)
+    assert sorted(handler.numbers) == list(range(1, 31))
+    assert handler.batches[:2] == [list(range(1, 11)), []], "they come again before anything else"
+    assert (counts.applied, counts.troubles, counts.left_pending) == (30, 1, 0)
+    assert rig.pending() == {}
+
+
+def test_who_is_told_to_stop_has_acknowledged_what_it_leaves(rig: Rig) -> None:
+    rig.publish(range(1, 101))
+    consumer: Consumer[Noted]
+
+    class Stopping(Settling):
+        def apply(self, batch: Sequence[Received[Noted]]) -> list[Outcome]:
+            consumer.stop()
+            return super().apply(batch)
+
+    consumer = rig.consumer(Stopping(), batch=10)
+    counts = consumer.run()
+    assert counts.applied == 20, "the batch at hand, and the one that was asked for"
+    assert counts.left_pending == 0
+    assert rig.pending() == {}
