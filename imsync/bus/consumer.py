@@ -65,7 +65,7 @@ class Consumer(Generic[E]):
         handler: applies them.
         ignore: event types to pass over; any other undeclared type becomes a dead letter.
         name: this consumer's name; a unique one when None. A name that another living consumer has is waited for.
-        on_batch: called after every settled batch with the counts so far.
+        on_batch: called after every applied batch with the counts so far.
         on_trouble: called for every failure of Redis or the store, with the seconds until the next attempt.
         telemetry: who is told what happens. What the two calls above raise ends the consumer; a listener cannot.
     """

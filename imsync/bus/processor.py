@@ -143,8 +143,8 @@ class Processor(Generic[E]):
         """Decodes, applies and settles entries.
 
         Args:
-            more: whether more entries are on their way. The reply to the acknowledgement is read when they are decoded,
-                or by `finish`.
+            more: whether more entries are on their way. Then the reply to the acknowledgement is read when they are
+                decoded, or by `finish`; but at once if somebody listens, who is told of settled batches.
 
         Returns:
             Those on which the handler failed and may be tried again. They stay pending.
@@ -155,15 +155,14 @@ class Processor(Generic[E]):
         if not self._telemetry:
             batch = self._sorted(entries)
             self.finish()
-            return self._settle(batch, self._apply(batch.received), more)
+            return self._settle(batch, self._apply(batch.received), more=more)
         watch = Stopwatch(self._telemetry, self._whose, len(entries))
         batch = self._sorted(entries)
         watch.decoded(batch.received)
         try:
-            self.finish()
             outcomes = self._apply(batch.received)
             watch.lap()
-            failed = self._settle(batch, outcomes, more)
+            failed = self._settle(batch, outcomes)
         except BaseException as error:
             watch.failed(error)
             raise
@@ -212,7 +211,7 @@ class Processor(Generic[E]):
         self._unacknowledged = frozenset()
         self._settled(acknowledging.ids)
 
-    def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome], more: bool) -> list[Failure]:
+    def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome], *, more: bool = False) -> list[Failure]:
         """Acknowledges and buries, by what the handler said of the events; those on which it failed."""
         done, acks, failed = self._decided(batch, outcomes)
         self._count(done, acks)

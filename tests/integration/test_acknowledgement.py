@@ -13,7 +13,7 @@ from imsync.bus.consumer import Consumer
 from imsync.bus.handler import Received
 from imsync.bus.outcome import Outcome
 from imsync.bus.stream import Stream
-from imsync.bus.telemetry import Telemetry
+from imsync.bus.telemetry import BatchApplied, Telemetry, TelemetryEvent
 from imsync.errors import InfrastructureError, RedisUnreachable
 from tests.consumers import Noted, Rig, Settling
 
@@ -45,9 +45,8 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> LOSE:
     return losing
 
 
-def test_the_reply_is_read_after_the_next_batch_is_decoded_and_before_it_is_applied(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def tell_of(monkeypatch: pytest.MonkeyPatch, *calls: tuple[type, str, str]) -> list[str]:
+    """What was called, in its order: (class, method, what the story calls it)."""
     story: list[str] = []
 
     def tell(owner: type, name: str, what: str) -> None:
@@ -59,13 +58,36 @@ def test_the_reply_is_read_after_the_next_batch_is_decoded_and_before_it_is_appl
 
         monkeypatch.setattr(owner, name, told)
 
-    tell(Decoder, "read_all", "decode")
-    tell(Settling, "apply", "apply")
-    tell(Acknowledgement, "finish", "acknowledged")
+    for call in calls:
+        tell(*call)
+    return story
+
+
+def test_the_reply_is_read_after_the_next_batch_is_decoded_and_before_it_is_applied(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = tell_of(
+        monkeypatch,
+        (Decoder, "read_all", "decode"),
+        (Settling, "apply", "apply"),
+        (Acknowledgement, "finish", "acknowledged"),
+    )
     rig.publish(range(1, 31))
     rig.drain(Settling(), batch=10)
     first = ["decode", "apply"]
     assert story == [*first, *["decode", "acknowledged", "apply"] * 2, "acknowledged"]
+
+
+def test_who_listens_is_told_of_a_batch_when_it_is_acknowledged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    story = tell_of(monkeypatch, (Acknowledgement, "finish", "acknowledged"))
+
+    def listen(event: TelemetryEvent) -> None:
+        if isinstance(event, BatchApplied):
+            story.append("told")
+
+    rig.publish(range(1, 31))
+    rig.drain(Settling(), batch=10, telemetry=Telemetry([listen]))
+    assert story == ["acknowledged", "told"] * 3
 
 
 @pytest.mark.parametrize("numbers", [[0], [1], [0, 1], [1, 2, 3], [3]], ids=str)
