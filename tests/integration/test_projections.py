@@ -14,6 +14,7 @@ import pytest
 
 from imsync.bus.outcome import APPLIED, DUPLICATE, SUPERSEDED
 from imsync.errors import StoreUnusable
+from imsync.im import profile_projection
 from imsync.im.events import IMBaseEvent, UserDeleted
 from imsync.im.group_store import Group, GroupStore, Member
 from imsync.im.profile_projection import REPLICA_SQL
@@ -100,6 +101,29 @@ def test_events_of_any_time_are_applied(kind: Kind, store: Store) -> None:
     ends = [datetime.min, datetime.max.replace(microsecond=0), datetime(1970, 1, 1)]
     events = [update(n, 1, occurred_at=end.replace(tzinfo=UTC)) for n, end in enumerate(ends, start=1)]
     assert deliver(kind, store, *events) == [APPLIED] * 3
+
+
+def test_versions_are_looked_up_where_one_was_old(kind: Kind, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then, and some batches later, writing tells that all are newer."""
+    monkeypatch.setattr(profile_projection, "LOOKED_UP_BATCHES", 2)
+    looked: list[set[int]] = []
+    look = store._versions
+    monkeypatch.setattr(store, "_versions", lambda users: looked.append(users) or look(users))
+    kind.join(store, 1, 10)
+    repeated = update(1, 4)
+    assert deliver(kind, store, update(1, 2), update(2, 2)) == [APPLIED] * 2
+    assert deliver(kind, store, repeated, update(1, 3), update(2, 3)) == [APPLIED, SUPERSEDED, APPLIED]
+    assert deliver(kind, store, repeated, update(3, 1)) == [DUPLICATE, APPLIED]
+    assert looked == []
+    assert deliver(kind, store, update(1, 1), update(2, 4), update(2, 1)) == [SUPERSEDED, APPLIED, SUPERSEDED]
+    assert deliver(kind, store, update(1, 5)) == [APPLIED]
+    assert looked == [{1, 2}, {1}]
+    assert deliver(kind, store, update(1, 6)) == [APPLIED]
+    assert looked == [{1, 2}, {1}]
+    assert_rows_equal_the_replica(kind, store)
+    states = [store.state(user) for user in (1, 2, 3)]
+    assert [state and state.version for state in states] == [6, 4, 1]
+    assert sum(store.tallies().values()) == 12
 
 
 def test_batches_larger_than_a_lookup(kind: Kind, store: Store) -> None:
