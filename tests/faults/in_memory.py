@@ -561,6 +561,10 @@ class Connection:
                 self._sent += len(commands)
             case [b"MULTI"]:
                 self.replies += self._transaction(commands[1:-1])
+            case [b"XACK", key, group, *ids]:
+                self._before_reply("before xack")
+                self.replies.append(self._memory.xack(key.decode(), group, *(each.decode() for each in ids)))
+                self._before_reply("after xack")
             case [b"XREADGROUP", *_]:
                 self._what = "xreadgroup"
                 self._seam(f"before {self._what}")
@@ -568,8 +572,16 @@ class Connection:
             case other:
                 raise AssertionError(f"no such command here: {other}")
 
+    def _before_reply(self, place: str) -> None:
+        """A seam; one after the commands is met when the reply is read."""
+        when, _, what = place.partition(" ")
+        if when == "after":
+            self._what = what
+        else:
+            self._seam(place)
+
     def _transaction(self, commands: Iterable[list[bytes]]) -> list[Any]:
-        pipeline = Pipeline(self._memory, self._seam, transaction=True)
+        pipeline = Pipeline(self._memory, self._before_reply, transaction=True)
         queued = [pipeline.execute_command(*(word.decode() for word in words)) for words in commands]
         try:
             replies = pipeline.execute(raise_on_error=False)

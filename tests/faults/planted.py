@@ -177,9 +177,9 @@ def nothing_gone_on_with() -> Iterator[None]:
 def ack_before_commit() -> Iterator[None]:
     process = Processor.process
 
-    def early(self: Any, entries: Sequence[Any]) -> Any:
+    def early(self: Any, entries: Sequence[Any], **options: Any) -> Any:
         self._stream.acknowledge(self._group, [entry.id for entry in entries])
-        return process(self, entries)
+        return process(self, entries, **options)
 
     with patch.object(Processor, "process", early):
         yield
