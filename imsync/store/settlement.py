@@ -98,6 +98,14 @@ def _newest_of(keys: Collection[bytes], least: bytes) -> bytes:
     return max(least, last if last < UNDECODED else max((key for key in keys if key < UNDECODED), default=b""))
 
 
+def _tallied(new: SettledColumns) -> Mapping[tuple[str, str], int]:
+    """How many events they are, by (source, outcome)."""
+    source = new.sources[0]
+    if new.sources.count(source) == len(new.sources):  # as nearly always, and no pair has to be made of each
+        return {(source, outcome): n for outcome, n in Counter(new.outcomes).items()}
+    return Counter(zip(new.sources, new.outcomes, strict=True))
+
+
 class SettlementTable:
     """The settlement log in a store. Its methods that write are called inside the caller's transaction."""
 
@@ -147,7 +155,7 @@ class SettlementTable:
         # a bytearray is bound as it is; for bytes SQLite's module searches an adapter, which takes as long as the rest
         rows = zip(map(bytearray, new.keys), new.outcomes, new.entry_ids, strict=True)
         insert_many(connection, SQL["record"], rows)
-        self.count(connection, Counter(zip(new.sources, new.outcomes, strict=True)))
+        self.count(connection, _tallied(new))
 
     def note_copies(self, connection: sqlite3.Connection, copies: Iterable[tuple[bytes, str]]) -> None:
         """Notes further entries of events that are settled: the newest one is kept, so that an event is not forgotten
