@@ -33,7 +33,7 @@ class Acknowledgement:
 
         Raises:
             RedisUnreachable: it did not answer; it may have acknowledged all.
-            RedisRefused: it has acknowledged none.
+            RedisRefused: it has acknowledged none, unless the other command failed within the MULTI.
         """
         with translated(self._where):
             if self._when_full is None:
@@ -49,3 +49,7 @@ class Acknowledgement:
                     return self._when_full()
                 except redis_errors.NoPermissionError:  # the trouble is the memory: it has to wait for some
                     raise full from None
+
+    def drop(self) -> None:
+        """Gives up the reply."""
+        self._request.drop()

@@ -191,14 +191,16 @@ class Consumer(Generic[E]):
         if not self._heartbeat.ensure():
             raise LeaseTaken(self.name, self._heartbeat.holder)
         self._look_after()
+        had_asked = bool(self._ahead)
         if self._stop.is_set():
             entries = self._ahead.take()
         else:
             # what this name holds comes first: after a broken connection, before anything new
             entries = self._at_hand.take_back() or self._own_entries() or self._next_in_turn()
         if entries:
+            was_ahead = had_asked and not self._ahead
             self._look_ahead(len(entries))
-            self._process(entries)
+            self._process(entries, more=was_ahead and bool(self._ahead))
             self._on_batch(self.counts)
             self._deferred.look()
         else:
@@ -225,9 +227,9 @@ class Consumer(Generic[E]):
                 return entries
         return []
 
-    def _process(self, entries: Sequence[Entry]) -> None:
+    def _process(self, entries: Sequence[Entry], *, more: bool) -> None:
         self._at_hand.hold(entries)
-        failed = self._processor.process(entries, more=bool(self._ahead))
+        failed = self._processor.process(entries, more=more)
         self._journal.settled()
         self._at_hand.let_go()
         self._suspicion.forget(entry.id for entry in entries)
@@ -241,6 +243,7 @@ class Consumer(Generic[E]):
         self._suspicion.survived()
         now = self._clock()
         if now >= self._next_check:
+            self._processor.finish()  # and gives back its connection
             if self._binding:
                 self._binding.check()
             self._deferred.look()
@@ -353,13 +356,11 @@ class Consumer(Generic[E]):
         self._consecutive_troubles += 1
         self._last_trouble = self._clock()
         self._next_check = 0.0
-        try:
-            self._processor.finish()
-        except InfrastructureError:
-            self._own_after = "0"
-        if isinstance(error, _OF_REDIS) or self._stop.is_set():
+        is_of_redis = isinstance(error, _OF_REDIS) or not self._is_acknowledged()
+        if is_of_redis or self._stop.is_set():
             self._ahead.drop()
-        if isinstance(error, _OF_REDIS):
+        if is_of_redis:
+            self._processor.abandon()
             self._own_after = "0"  # a read whose reply was lost leaves entries pending under this name
             self._at_hand.let_go()
         elif any(entry.id in self._suspicion for entry in self._at_hand):
@@ -371,6 +372,14 @@ class Consumer(Generic[E]):
         if self._telemetry:
             self._telemetry.emit(Trouble(*self._whose, error.kind, error.message, self._consecutive_troubles, delay))
         self._stop.wait(delay)
+
+    def _is_acknowledged(self) -> bool:
+        """Whether what was to be acknowledged is."""
+        try:
+            self._processor.finish()
+        except InfrastructureError:
+            return False
+        return True
 
     def _recreate_group(self, error: GroupMissing) -> None:
         if not isinstance(self._handler, SettlementLog):
@@ -393,6 +402,7 @@ class Consumer(Generic[E]):
     def _leave(self) -> None:
         """Deregisters, unless something is still held."""
         try:
+            self._processor.finish()
             held = self._stream.pending_summary(self.group).by_consumer
             self.counts.left_pending = sum(held.values())
             # a read that a broken connection left behind at the server may still be given entries in this name,

@@ -1,6 +1,6 @@
 """Lean events: what a handler gets that asks for no more than an event's fields.
 
-A lean event has the fields and the class variables of its class, validated by the same field validators, and nothing
+A lean event has the fields and the class variables of its class, valid by the same rules, and nothing
 of pydantic's methods. It costs a quarter less time to make, and half of the memory: a batch holds thousands of them.
 """
 
@@ -23,7 +23,10 @@ _BACKSLASH, _DELETE = b"\\\x7f"
 _TIME = TypeAdapter(AwareDatetime).core_schema
 _PLAIN_TIME = core_schema.no_info_after_validator_function(
     datetime.fromisoformat,
-    core_schema.str_schema(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"),
+    core_schema.str_schema(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$",
+        strip_whitespace=False,  # whatever the class does with its texts
+    ),
 )
 """As imsync writes it. Its zone is Python's own UTC: times in one of pydantic's take ten times as long to compare."""
 

@@ -198,7 +198,7 @@ class Processor(Generic[E]):
         """Waits until what was acknowledged last is known to be so.
 
         Raises:
-            RedisUnreachable, RedisRefused: it is not, and comes again.
+            RedisUnreachable, RedisRefused: it is not known, and may come again.
         """
         acknowledging, self._acknowledging = self._acknowledging, None
         if acknowledging is None:
@@ -210,6 +210,13 @@ class Processor(Generic[E]):
             raise
         self._unacknowledged = frozenset()
         self._settled(acknowledging.ids)
+
+    def abandon(self) -> None:
+        """Does not wait for it: what was not acknowledged comes again."""
+        acknowledging, self._acknowledging = self._acknowledging, None
+        if acknowledging is not None:
+            acknowledging.drop()
+            self._unacknowledged = frozenset(acknowledging.ids)
 
     def _settle(self, batch: _Batch[E], outcomes: Sequence[Outcome], *, more: bool = False) -> list[Failure]:
         """Acknowledges and buries, by what the handler said of the events; those on which it failed."""

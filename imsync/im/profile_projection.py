@@ -36,7 +36,7 @@ CLOCK_TOLERANCE_MS = 300_000
 
 
 LOOKED_UP_BATCHES = 50
-"""After a batch with an event that is older than what was applied, the applied versions are looked up for so many."""
+"""From a batch with an event that is older than what was applied, the applied versions are looked up for so many."""
 
 
 class NotAllNewer(Exception):

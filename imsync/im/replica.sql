@@ -24,7 +24,8 @@ FROM user_profile_replica WHERE user_id IN
 SELECT user_id, version, nick_name, head_image, deleted, occurred_ms FROM user_profile_replica WHERE user_id IN
 
 -- name: write_replica
--- The gate stands here once more: whatever the code above decided, a version never falls.
+-- The gate: a version never falls, and nothing comes after a tombstone. How many rows it wrote tells whether all
+-- were newer; where that was looked up before, the gate stands here once more.
 INSERT INTO user_profile_replica (user_id, version, nick_name, head_image, deleted, occurred_ms)
 VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET

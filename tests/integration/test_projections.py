@@ -82,7 +82,7 @@ def test_a_tombstone_empties_the_copies_and_is_final(kind: Kind, store: Store) -
 
 @pytest.mark.parametrize("newest", [update(1, 5), tombstone(1, 5)], ids=["an update", "a tombstone"])
 def test_the_statement_itself_lets_no_version_fall(kind: Kind, store: Store, newest: IMBaseEvent) -> None:
-    """The gate stands in SQL once more, behind the one in Python."""
+    """The gate stands in SQL, whatever was looked up before."""
     deliver(kind, store, newest)
     before = sql(store.path, "SELECT * FROM user_profile_replica")
     versions = (4, 5, 6) if isinstance(newest, UserDeleted) else (4, 5)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from imsync.bus.codec import Decoder, encode
 from imsync.bus.entry import Entry
@@ -125,6 +125,20 @@ def test_times_are_read_alike_however_they_are_written(text: str) -> None:
 
 
 PLAIN_TIME = r'"[0-9-]{10}T[0-9:]{8}\.[0-9]{6}Z"'
+
+
+class Stripping(Event, type="stripping.v1"):
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+
+@pytest.mark.parametrize("time", [" {}", "{} ", "{}\u2003"])
+def test_a_class_that_strips_its_texts_strips_no_times(time: str) -> None:
+    body = re.sub(
+        PLAIN_TIME, lambda found: f'"{time.format(found[0][1:-1])}"', encode(Stripping(), source="a").decode()
+    )
+    for lean in (False, True):
+        _, others = Decoder([Stripping], lean=lean).read_all([Entry("1-0", body.encode())])
+        assert "time" in str(others["1-0"]) or "occurred_at" in str(others["1-0"])
 
 
 @pytest.mark.parametrize("text", ["\0", "\x1f", "\x7f", "\\", '"', "\u2028"])
