@@ -28,8 +28,8 @@ from imsync.bus.keys import Keys, check_name
 from imsync.bus.liveness import Heartbeat
 from imsync.bus.logfields import Fields
 from imsync.bus.options import ConsumerOptions, unique_name
+from imsync.bus.own_group import OwnGroup
 from imsync.bus.processor import Counts, Processor
-from imsync.bus.retention import gone_from_the_start
 from imsync.bus.stream import Stream
 from imsync.bus.suspicion import Suspicion
 from imsync.bus.takeover import TakeOver
@@ -111,6 +111,9 @@ class Consumer(Generic[E]):
         )
         self._client = endpoint.connect(block_ms=self._options.block_ms)
         self._stream = Stream(self._client, keys.stream, str(endpoint))
+        self._own_group = OwnGroup(
+            self._stream, self.group, may_repeat=isinstance(handler, SettlementLog), log=self._log
+        )
         self._takeover = TakeOver(
             self._client, self._stream, keys, self.group, self.name, self._options.heartbeat_ms, clock
         )
@@ -160,7 +163,7 @@ class Consumer(Generic[E]):
         """
         try:
             self._heartbeat.start()
-            self._create_group()
+            self._own_group.create()
             if self._telemetry:
                 self._telemetry.emit(ConsumerStarted(*self._whose))
             while not self._done():
@@ -366,7 +369,7 @@ class Consumer(Generic[E]):
         elif any(entry.id in self._suspicion for entry in self._at_hand):
             self._at_hand.let_go()  # it is tried again under its mark
         if isinstance(error, GroupMissing):
-            self._recreate_group(error)
+            self._own_group.create_again(error)
         delay = self._options.backoff.delay(self._consecutive_troubles, self._rng)
         self._on_trouble(error, delay)
         if self._telemetry:
@@ -380,24 +383,6 @@ class Consumer(Generic[E]):
         except InfrastructureError:
             return False
         return True
-
-    def _recreate_group(self, error: GroupMissing) -> None:
-        if not isinstance(self._handler, SettlementLog):
-            raise GroupMissing(
-                f"group {self.group} of {self._keys.stream} was deleted, and this handler would repeat its effects",
-                "decide where it should start, and create it with XGROUP CREATE",
-            ) from error
-        self._log.error("group %s of %s was deleted: created again from the start", self.group, self._keys.stream)
-        try:
-            self._create_group()
-        except InfrastructureError as again:
-            self._log.error("group %s could not be created: %s", self.group, again)
-
-    def _create_group(self) -> None:
-        # never at `$`, which would skip what was published meanwhile
-        if self._stream.create_group(self.group) and (gone := gone_from_the_start(self._stream)):
-            what = "the first %d entries of %s are gone: group %s must have had them, or needs a snapshot instead"
-            self._log.warning(what, gone, self._keys.stream, self.group)
 
     def _leave(self) -> None:
         """Deregisters, unless something is still held."""
